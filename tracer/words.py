@@ -1,0 +1,176 @@
+"""From words to token positions: the one place that knows how a prompt's words lie in its tokens.
+
+Conventions: positions count from 0 over the text encoder's whole sequence, start token included. Words
+count from 0 over the prompt; punctuation is a word too. Upper and lower case do not matter. A target is
+a word ("glasses"), a phrase ("pink apple"), or a pair of character offsets ``(start, end)``, end
+exclusive; it stands for every token that holds a piece of it. Of a word that is repeated the first is
+meant; ``"cat#2"`` is the second, counted from 1.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["sos", "word", "eos", "pad"]
+Span = tuple[int, int]
+
+_WORD = re.compile(r"\w+(?:['\u2019]\w+)*|[^\w\s]+")
+_REPEAT = re.compile(r"(?P<text>.+)#(?P<number>\d+)", re.DOTALL)
+_LETTER = r"[\w\u0300-\u036f]"  # a combining accent belongs to its word, though it is no letter
+
+
+@dataclass(frozen=True)
+class Token:
+    """One position of the text encoder's sequence."""
+
+    index: int
+    token_id: int
+    piece: str  # as the tokenizer writes it, "cat</w>"
+    kind: Kind
+    word: str | None  # as the prompt writes it, "Cat"; None for start, end and padding
+    word_index: int | None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A word or phrase of the prompt, as it was asked for, and the positions of its tokens."""
+
+    text: str
+    positions: tuple[int, ...]
+
+
+def tokens_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[Token, ...]:
+    """Return the whole sequence that the text encoder sees, padding included.
+
+    Only the first end token is of kind "eos": SD 1.x pads with the same id, SD 2.x with 0, which is "!".
+
+    Raises:
+        ValueError: the prompt is longer than the tokenizer's length, or the tokenizer has no offsets.
+    """
+    spans = _spans(tokenizer, prompt)
+    ids = list(tokenizer(prompt, padding="max_length")["input_ids"])
+    words = _words(prompt, spans) + [None] * (len(ids) - len(spans))
+    tokens: list[Token] = []
+    for index, (token_id, piece, word) in enumerate(
+        zip(ids, tokenizer.convert_ids_to_tokens(ids), words, strict=True)
+    ):
+        if word:
+            tokens.append(Token(index, token_id, piece, "word", word[1], word[0]))
+        else:
+            kind = "pad" if index >= len(spans) else "sos" if index == 0 else "eos"
+            tokens.append(Token(index, token_id, piece, kind, None, None))
+    return tuple(tokens)
+
+
+def positions_of(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | Span) -> tuple[int, ...]:
+    """Return the positions of the tokens that hold a piece of the target, in order.
+
+    Args:
+        tokenizer: a fast one, which knows where in the prompt each token lies.
+        prompt: the text as the pipeline gets it.
+        target: word, phrase, "word#2" for the second of its kind, or character offsets.
+
+    Raises:
+        ValueError: the target is not in the prompt (a part of a longer word is not), or the prompt is
+            longer than the tokenizer's length.
+    """
+    spans = _spans(tokenizer, prompt)
+    start, end = _find(prompt, target) if isinstance(target, str) else _checked(prompt, target)
+    return tuple(i for i, span in enumerate(spans) if span is not None and span[0] < end and span[1] > start)
+
+
+def targets_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, targets: Sequence[str | Span]
+) -> tuple[Target, ...]:
+    """Return the targets with their positions, in the order asked for.
+
+    Raises:
+        ValueError: a target is not in the prompt, two of them are the same tokens, or the prompt is
+            longer than the tokenizer's length.
+    """
+    found: list[Target] = []
+    for target in targets:
+        text = target if isinstance(target, str) else prompt[slice(*target)]
+        new = Target(text, positions_of(tokenizer, prompt, target))
+        for other in found:
+            if other.positions == new.positions:
+                raise ValueError(
+                    f"targets must be different words, got {other.text!r} and {new.text!r} for the same"
+                    f" tokens; a repeated word's second is written '{new.text}#2'"
+                )
+        found.append(new)
+    return tuple(found)
+
+
+def _spans(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[Span | None]:
+    """Return each token's place in the prompt, padding left out; None for start and end."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"tokenizer must be a fast one, with offsets, got {type(tokenizer).__name__}")
+    encoded = tokenizer(prompt, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+    marked = zip(encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+    spans: list[Span | None] = [None if special else (start, end) for (start, end), special in marked]
+    limit = tokenizer.model_max_length
+    if len(spans) > limit:
+        room = limit - (1 if spans[-1] is None else 0)  # a cut text still gets its end token
+        cut = dict(word for word in _words(prompt, spans)[room:] if word)
+        raise ValueError(
+            f"the prompt must fit into {limit} tokens, got {len(spans)} with start and end;"
+            f" these words would be cut: {', '.join(cut.values())}"
+        )
+    return spans
+
+
+def _words(prompt: str, spans: Sequence[Span | None]) -> list[tuple[int, str] | None]:
+    """Return number and text of the word that each token belongs to; None for start and end."""
+    starts = [match.start() for match in _WORD.finditer(prompt)]
+    numbers: list[int | None] = []
+    reach: list[Span] = []  # of every word so far; a token that bridges two of them makes them one
+    for span in spans:
+        if span is None:
+            numbers.append(None)
+            continue
+        start, end = span
+        previous = reach[-1][1] if reach else 0
+        if not reach or any(previous <= at < end for at in starts):
+            reach.append((start, end))
+        else:
+            reach[-1] = (reach[-1][0], max(previous, end))
+        numbers.append(len(reach) - 1)
+    return [None if n is None else (n, prompt[slice(*reach[n])].strip()) for n in numbers]
+
+
+def _find(prompt: str, target: str) -> Span:
+    """Return where the target stands in the prompt, as a whole word or phrase."""
+    text, number = target, 1
+    places = _places(prompt, text)
+    repeat = _REPEAT.fullmatch(target)
+    if not places and repeat:  # a prompt may itself say "#2": then the whole text was found above
+        text, number = repeat["text"], int(repeat["number"])
+        places = _places(prompt, text)
+    if not places:
+        words = ", ".join(match[0] for match in _WORD.finditer(prompt) if match[0][0].isalnum())
+        raise ValueError(f"target {text!r} is not in the prompt; words are {words}")
+    if not 1 <= number <= len(places):
+        raise ValueError(f"target {target!r} must name one of the {len(places)} {text!r} in the prompt")
+    return places[number - 1]
+
+
+def _places(prompt: str, text: str) -> list[Span]:
+    parts = text.split()
+    if not parts:
+        return []
+    pattern = r"\s+".join(re.escape(part) for part in parts)
+    before = rf"(?<!{_LETTER})" if re.match(r"\w", parts[0]) else ""
+    after = rf"(?!{_LETTER})" if re.search(r"\w$", parts[-1]) else ""
+    return [match.span() for match in re.finditer(before + pattern + after, prompt, re.IGNORECASE)]
+
+
+def _checked(prompt: str, span: Span) -> Span:
+    start, end = span
+    size = len(prompt)
+    if not (0 <= start < end <= size and prompt[start:end].strip()):
+        raise ValueError(f"target must be offsets of text in the {size} characters of the prompt, got {span}")
+    return span
