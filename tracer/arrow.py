@@ -1,0 +1,78 @@
+"""From what was measured in one pass to the Arrow tables that the store inserts.
+
+Conventions: arrays are contiguous and little-endian; rows lie in the order layer, sample, head, token.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Shaped
+
+from tracer.measure import Measured
+from tracer.statistics import STATISTICS
+
+_BRANCHES = pa.array(["cond", "uncond"])
+_PHASES = pa.array(["original", "edited"])
+
+
+def stats_table(call: int, measured: Sequence[Measured]) -> pa.Table:
+    """Return the rows of ``head_stats`` of one pass."""
+    return _table([_stats_batch(call, part) for part in measured])
+
+
+def maps_table(call: int, measured: Sequence[Measured]) -> pa.Table:
+    """Return the rows of ``maps`` (a column ``q``) or of ``maps_f32`` (a column ``map``) of one pass."""
+    return _table([_maps_batch(call, part) for part in measured])
+
+
+def _table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    return pa.Table.from_batches(batches) if batches else pa.table({})  # no half of the pass was to be kept
+
+
+def _stats_batch(call: int, part: Measured) -> pa.RecordBatch:
+    heads = part.layer.heads
+    # (sample, head, column) of each row: nonzero lists them in the order in which the tensors hold them
+    sample, head, column = np.nonzero(np.repeat(part.columns.present[:, None], heads, axis=1))
+    statistics = part.statistics.numpy()[sample, head, column].T
+    histograms = part.histograms.numpy()[sample, head, column]
+    word = part.columns.words[sample, column]
+    fields = _keys(call, part, sample, head)
+    fields["token"] = pa.array(column.astype(np.uint16), mask=column >= part.columns.tokens)
+    fields["word_idx"] = pa.array(word, mask=word < 0)
+    for name, values in zip(STATISTICS, statistics, strict=True):
+        # NaN, which stands for "undefined", becomes NULL
+        fields[name] = pa.array(np.ascontiguousarray(values), from_pandas=True)
+    fields["hist"] = _lists(histograms.astype(np.uint32))
+    return pa.RecordBatch.from_pydict(fields)
+
+
+def _maps_batch(call: int, part: Measured) -> pa.RecordBatch:
+    maps = part.maps.numpy()
+    sample, head, token = (axis.ravel() for axis in np.indices(maps.shape[:3]))
+    fields = _keys(call, part, sample, head)
+    fields["token"] = pa.array(token.astype(np.uint16))
+    fields["q" if maps.dtype == np.uint8 else "map"] = _lists(maps.reshape(-1, maps.shape[-1]))
+    return pa.RecordBatch.from_pydict(fields)
+
+
+def _keys(call: int, part: Measured, sample: np.ndarray, head: np.ndarray) -> dict[str, pa.Array]:
+    rows = len(sample)
+    return {
+        "sample": pa.array(np.asarray(part.samples, np.uint16)[sample]),
+        "branch": _constant(_BRANCHES, part.branch, rows),
+        "phase": _constant(_PHASES, part.phase, rows),
+        "call": pa.array(np.full(rows, call, np.uint16)),
+        "layer": pa.array(np.full(rows, part.layer.layer, np.uint16)),
+        "head": pa.array(head.astype(np.uint16)),
+    }
+
+
+def _constant(names: pa.Array, name: str, rows: int) -> pa.DictionaryArray:
+    return pa.DictionaryArray.from_arrays(np.full(rows, names.to_pylist().index(name), np.int8), names)
+
+
+def _lists(values: Shaped[np.ndarray, "row item"]) -> pa.ListArray:
+    """Return each row as a list. Not a fixed-size one: DuckDB leaks memory on those (duckdb#22238)."""
+    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).ravel()))
