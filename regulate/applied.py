@@ -1,0 +1,128 @@
+"""A method on a pipeline that its user already has, for the length of a block; the denoising loop stays diffusers'.
+
+    with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], seeds=[7]) as run:
+        images = pipe("a cat and a dog", generator=run.generators, **run.call).images
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from regulate.method import Method, Subject
+from tracer.attention import Record, attending, cross_attention_sites
+from tracer.passes import Passes, following
+from tracer.words import targets_of, tokens_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a block under a method offers.
+
+    Attributes:
+        call: keyword arguments that the pipeline call must be given; empty for attention edits.
+        passes: where the denoising loop stands.
+        generators: one CPU generator per image, made from the seeds: the same noise on every device.
+        subjects: one per image, in pipeline order.
+    """
+
+    passes: Passes
+    subjects: tuple[Subject, ...]
+    generators: list[torch.Generator]
+    call: dict[str, Any] = field(default_factory=dict)
+
+
+def subjects_of(
+    pipe: DiffusionPipeline, prompts: Sequence[str], targets: Sequence[Sequence[str]], seeds: Sequence[int]
+) -> tuple[Subject, ...]:
+    """Return one subject per image: images of a prompt follow one another, as pipelines lay them out.
+
+    Raises:
+        ValueError: a target is not in its prompt, a prompt is too long, or the numbers do not fit together.
+    """
+    if len(prompts) != len(targets):
+        raise ValueError(f"targets must be given for each of the {len(prompts)} prompts, got {len(targets)} lists")
+    if not prompts or len(seeds) % len(prompts) or not seeds:
+        raise ValueError(f"seeds must be one per image of each prompt, got {len(seeds)} for {len(prompts)} prompts")
+    subjects = []
+    for index, seed in enumerate(seeds):
+        which = index * len(prompts) // len(seeds)
+        found = targets_of(pipe.tokenizer, prompts[which], targets[which])
+        end = next(t.index for t in tokens_of(pipe.tokenizer, prompts[which]) if t.kind == "eos")
+        subjects.append(Subject(found, end, seed))
+    return tuple(subjects)
+
+
+@contextmanager
+def applied(
+    pipe: DiffusionPipeline,
+    method: Method,
+    prompt: str | Sequence[str],
+    targets: Sequence[str] | Sequence[Sequence[str]],
+    seeds: Sequence[int] = (0,),
+    record: Record | None = None,
+) -> Iterator[Run]:
+    """Let a method act on every call of the pipeline inside the block; nothing of it remains afterwards.
+
+    Args:
+        pipe: a diffusers pipeline with a UNet.
+        method: what to apply; `Method()` changes nothing.
+        prompt: the prompt, or several, that the pipeline will be called with.
+        targets: words of the prompt, see `tracer.words`; one list per prompt if there are several.
+        seeds: one per image, images of one prompt together (``num_images_per_prompt``).
+        record: is shown every text attention of every cross-attention site, see `tracer.attention.attending`.
+
+    Raises:
+        ValueError: before anything is hooked, if a target is not in its prompt or a prompt is too long; inside the
+            block, if the pipeline is called with another prompt than the one given.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    wanted: list[Sequence[str]] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
+    subjects = subjects_of(pipe, prompts, wanted, seeds)
+    method.check(subjects)
+    with following(pipe) as passes:
+        guard = _PromptGuard(pipe, prompts, len(seeds) // len(prompts), passes)
+        handle = pipe.unet.register_forward_pre_hook(guard)
+        try:
+            edit = method.attention_edit(pipe, subjects, passes)
+            sites = cross_attention_sites(pipe.unet) if record else edit.sites if edit else ()
+            run = Run(passes, subjects, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
+            if not sites:
+                yield run
+            else:
+                chosen = None if edit is None else _only_at(edit.sites, edit.edit)
+                with attending(pipe.unet, sites, chosen, record):
+                    yield run
+        finally:
+            handle.remove()
+
+
+def _only_at(sites: tuple[str, ...], edit: Any) -> Any:
+    return lambda tap: edit(tap) if tap.site in sites else None
+
+
+class _PromptGuard:
+    """Compares the text embeddings of a call's first pass with those of the prompts that were announced."""
+
+    def __init__(self, pipe: DiffusionPipeline, prompts: list[str], images: int, passes: Passes):
+        self.pipe, self.prompts, self.images, self.passes = pipe, prompts, images, passes
+        self.expected: Tensor | None = None
+
+    def __call__(self, unet: nn.Module, args: Any) -> None:
+        if self.passes.step != 0 or self.passes.text is None:
+            return
+        text = self.passes.text[self.passes.rows]
+        if self.expected is None:
+            with torch.no_grad():
+                clip_skip = getattr(self.pipe, "clip_skip", None)
+                self.expected = self.pipe.encode_prompt(
+                    self.prompts, text.device, self.images, False, clip_skip=clip_skip
+                )[0]
+        if text.shape != self.expected.shape:
+            raise ValueError(f"the pipeline was called for {len(text)} images, the block for {len(self.expected)}")
+        if not torch.allclose(text.float(), self.expected.float(), atol=1e-3, rtol=1e-2):
+            raise ValueError(f"the pipeline was called with another prompt than {self.prompts}")
