@@ -163,7 +163,8 @@ def _check(detector: Detector, names: Sequence[str]) -> None:
 @torch.inference_mode()
 def _pass(detector: Detector, pixels: list[Tensor], targets: list[Sequence[str]]) -> list[Boxes]:
     queries = [[detector.protocol.query(name) for name in names] for names in targets]
-    inputs = detector.processor(text=queries, images=pixels, do_rescale=False, return_tensors="pt")
+    options = {"do_rescale": False, "return_tensors": "pt"}
+    inputs = detector.processor(text=queries, images=pixels, **options)
     outputs = detector.model(**inputs.to(detector.model.device))
     sizes = torch.tensor([image.shape[1:] for image in pixels])
     corners = in_pixels(outputs.pred_boxes.float().cpu(), sizes)
@@ -172,9 +173,7 @@ def _pass(detector: Detector, pixels: list[Tensor], targets: list[Sequence[str]]
     return [Boxes(tuple(names), tuple(texts), scores, places) for names, texts, scores, places in parts]
 
 
-def in_pixels(
-    boxes: Float[Tensor, "batch box 4"], sizes: Int[Tensor, "batch 2"]
-) -> Float[Tensor, "batch box 4"]:
+def in_pixels(boxes: Float[Tensor, "batch box 4"], sizes: Int[Tensor, "batch 2"]) -> Float[Tensor, "batch box 4"]:
     """Return corners in pixels, clipped to the images.
 
     Args:

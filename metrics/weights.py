@@ -104,7 +104,7 @@ def load_detector(
     source = {"revision": protocol.revision, "local_files_only": not download}
     try:
         _check(protocol, source)
-        model, info = Owlv2ForObjectDetection.from_pretrained(
+        model, info = Owlv2ForObjectDetection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             protocol.checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
         )
         processor = Owlv2Processor.from_pretrained(protocol.checkpoint, **source)

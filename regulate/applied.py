@@ -1,7 +1,7 @@
 """A method on a pipeline that its user already has, for the length of a block; the denoising loop stays diffusers'.
 
-    with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], seeds=[7]) as run:
-        images = pipe("a cat and a dog", generator=run.generators, **run.call).images
+with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], seeds=[7]) as run:
+    images = pipe("a cat and a dog", generator=run.generators, **run.call).images
 """
 
 from collections.abc import Iterator, Sequence
@@ -116,13 +116,16 @@ class _PromptGuard:
         if self.passes.step != 0 or self.passes.text is None:
             return
         text = self.passes.text[self.passes.rows]
-        if self.expected is None:
-            with torch.no_grad():
-                clip_skip = getattr(self.pipe, "clip_skip", None)
-                self.expected = self.pipe.encode_prompt(
-                    self.prompts, text.device, self.images, False, clip_skip=clip_skip
-                )[0]
-        if text.shape != self.expected.shape:
-            raise ValueError(f"the pipeline was called for {len(text)} images, the block for {len(self.expected)}")
-        if not torch.allclose(text.float(), self.expected.float(), atol=1e-3, rtol=1e-2):
+        expected = self._announced(text.device)
+        if text.shape != expected.shape:
+            raise ValueError(f"the pipeline was called for {len(text)} images, the block for {len(expected)}")
+        if not torch.allclose(text.float(), expected.float(), atol=1e-3, rtol=1e-2):
             raise ValueError(f"the pipeline was called with another prompt than {self.prompts}")
+
+    @torch.no_grad()
+    def _announced(self, device: torch.device) -> Tensor:
+        if self.expected is None:
+            skip = getattr(self.pipe, "clip_skip", None)
+            embeddings: Tensor = self.pipe.encode_prompt(self.prompts, device, self.images, False, clip_skip=skip)[0]
+            self.expected = embeddings
+        return self.expected

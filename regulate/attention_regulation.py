@@ -92,7 +92,11 @@ class Regulator:
     """The edit of one batch: what it optimises for, and the previous optimum at each site."""
 
     def __init__(
-        self, method: AttentionRegulation, subjects: tuple[Subject, ...], passes: Passes, sites: tuple[str, ...]
+        self,
+        method: AttentionRegulation,
+        subjects: tuple[Subject, ...],
+        passes: Passes,
+        sites: tuple[str, ...],
     ):
         self.method, self.subjects, self.passes = method, subjects, passes
         self.order = {site: index for index, site in enumerate(sites)}
@@ -112,7 +116,9 @@ class Regulator:
             self.memory.pop(tap.site, None)
         scores = tap.scores(self.passes.rows)
         if len(scores) != len(self.subjects):
-            raise ValueError(f"the batch holds {len(scores)} prompted images, the method was given {len(self.subjects)}")
+            raise ValueError(
+                f"the batch holds {len(scores)} prompted images, the method was given {len(self.subjects)}"
+            )
         positions, real = self.positions.to(scores.device), self.real.to(scores.device)
         kernels = gaussian_kernels(tap.height, tap.width).to(scores.device)
         theta = self._initial_theta(tap.site, scores.shape[1], len(kernels)).to(scores.device)

@@ -109,7 +109,11 @@ def digest(image: Image.Image) -> str:
 
 
 def _one_batch(
-    pipe: DiffusionPipeline, request: Request, method: Method, seeds: tuple[int, ...], tracing: "_Tracing | None"
+    pipe: DiffusionPipeline,
+    request: Request,
+    method: Method,
+    seeds: tuple[int, ...],
+    tracing: "_Tracing | None",
 ) -> list[Image.Image]:
     if tracing is not None:
         tracing.next_batch(seeds)
@@ -117,7 +121,7 @@ def _one_batch(
     with applied(pipe, method, request.prompt, request.targets, seeds, record=recorder) as run:
         handle = None if tracing is None else tracing.announce(run.passes)
         try:
-            return pipe(
+            return pipe(  # pyright: ignore[reportCallIssue] # the base class has no __call__
                 request.prompt,
                 negative_prompt=request.negative,
                 num_inference_steps=request.steps,

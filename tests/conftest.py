@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from hypothesis import settings
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tracer.folders import emoji_world
 
+torch.set_num_threads(1)  # the networks are tiny: two threads on two shared cores only wait for each other
 CLIP_MERGES = 49_152 - 256 - 2  # of the lines in the file, the ones that CLIP was trained with
 
 settings.register_profile("shared", deadline=None)  # what else runs on the machine is no test's fault

@@ -11,6 +11,7 @@ Conventions: `scores` are before softmax and scaled, `probs` after it; axes ``ba
 row-major over ``height x width`` of the map. A site's name is the module's dotted path.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # of execution; modules are registered down, up, mid
+_ORDER = {
+    "down_blocks": 0,
+    "mid_block": 1,
+    "up_blocks": 2,
+}  # of execution; modules are registered down, up, mid
 _BYPASSING = ("AttnProcessor", "SlicedAttnProcessor", "SlicedAttnAddedKVProcessor", "XFormersAttnProcessor")
 
 
@@ -129,7 +134,8 @@ def attending(
 
     Raises:
         ValueError: a site is unknown, or its processor bypasses torch's attention function; nothing is hooked then.
-        UntappedAttention: on leaving, if taps do not equal sites times forward passes.
+        UntappedAttention: on leaving, if taps do not equal sites times forward passes; passes that raised, or were
+            interrupted, do not count.
     """
     modules = _checked(model, sites)
     seam = _Seam(edit, record)
@@ -146,9 +152,9 @@ def attending(
         for handle in handles:
             handle.remove()
         seam.unwind()
-    missed = {site: seam.calls - seam.taps.get(site, 0) for site in modules if seam.taps.get(site, 0) != seam.calls}
+    missed = {site: seam.whole - seam.taps[site] for site in modules if seam.taps[site] != seam.whole}
     if missed:
-        raise UntappedAttention(f"of {seam.calls} forward passes, taps missing by site: {missed}")
+        raise UntappedAttention(f"of {seam.whole} forward passes, taps missing by site: {missed}")
 
 
 def _checked(model: nn.Module, sites: Sequence[str]) -> dict[str, Attention]:
@@ -162,7 +168,10 @@ def _checked(model: nn.Module, sites: Sequence[str]) -> dict[str, Attention]:
     modules: dict[str, Attention] = {site: model.get_submodule(site) for site in sites}  # pyright: ignore
     for site, module in modules.items():
         name, backend = type(module.processor).__name__, getattr(module.processor, "_attention_backend", None)
-        if name in _BYPASSING or str(getattr(backend, "value", backend or "native")) not in ("native", "_native_math"):
+        if name in _BYPASSING or str(getattr(backend, "value", backend or "native")) not in (
+            "native",
+            "_native_math",
+        ):
             raise ValueError(
                 f"{site} uses {name} (backend {backend}), which bypasses scaled_dot_product_attention; switch with "
                 "model.set_default_attn_processor() on torch 2 or model.set_attention_backend('native')"
@@ -176,18 +185,23 @@ class _Seam:
     def __init__(self, edit: Edit | None, record: Record | None):
         self.edit, self.record = edit, record
         self.calls, self.running = 0, False
+        self.whole = 0  # passes that were not interrupted
         self.size = (0, 0)
-        self.taps: dict[str, int] = {}
+        self.taps: Counter[str] = Counter()  # of whole passes
+        self.tapped: list[str] = []  # in this pass
         self.open: list[_TextAttention] = []
 
     def begin_pass(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.unwind()
         sample = args[0] if args else kwargs["sample"]
         self.size = (sample.shape[-2], sample.shape[-1])
-        self.calls, self.running = self.calls + 1, True
+        self.calls, self.running, self.tapped = self.calls + 1, True, []
 
     def end_pass(self, model: nn.Module, args: Any, output: Any) -> None:
         self.running = False
+        if output is not None:  # torch calls this hook with None when the pass raised
+            self.whole += 1
+            self.taps.update(self.tapped)
 
     def entering(self, site: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -212,7 +226,7 @@ class _Seam:
         tap = _tap_of(site, self.calls - 1, self.size, *args, **kwargs)
         edited = None if self.edit is None else self.edit(tap)
         if self.running:  # not while gradient checkpointing recomputes a pass
-            self.taps[site] = self.taps.get(site, 0) + 1
+            self.tapped.append(site)
             if self.record is not None:
                 self.record(tap, edited)
         output = attention(*args, **kwargs)
@@ -253,8 +267,8 @@ def _tap_of(
     if is_causal or dropout_p or enable_gqa:
         raise ValueError(f"{site}: causal, dropped-out or grouped attention is no text cross-attention")
     height, width = map_size(query.shape[-2], *size)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return Tap(site, call, height, width, query, key, value, scale, attn_mask)
+    factor: float = query.shape[-1] ** -0.5 if scale is None else scale
+    return Tap(site, call, height, width, query, key, value, factor, attn_mask)
 
 
 def _put(output: Tensor, edited: Edited, value: Tensor) -> Tensor:

@@ -55,8 +55,7 @@ class Measured:
         """Return the same on the CPU; from CUDA the copies may be under way until an event says otherwise."""
         # From CUDA this copies into pinned memory beside the generation; from elsewhere it would not be safe.
         statistics, histograms, maps = (
-            tensor.to("cpu", non_blocking=tensor.is_cuda)
-            for tensor in (self.statistics, self.histograms, self.maps)
+            tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in (self.statistics, self.histograms, self.maps)
         )
         return replace(self, statistics=statistics, histograms=histograms, maps=maps)
 

@@ -29,7 +29,7 @@ def load_pipeline(
         raise FileNotFoundError(f"folder {name!r} is no diffusers pipeline: it has no model_index.json")
     try:
         pipe = StableDiffusionPipeline.from_pretrained(
-            folder if folder.is_dir() else name, torch_dtype=dtype, use_safetensors=True, safety_checker=None
+            folder if folder.is_dir() else name, dtype=dtype, use_safetensors=True, safety_checker=None
         )
     except OSError as error:
         raise FileNotFoundError(

@@ -36,9 +36,7 @@ class _Run:
     numbers: dict[str, int]  # path of a layer -> its number
     batch: Batch
     writer: Writer = field(default_factory=Writer)
-    layers: dict[int, LayerRow] = field(
-        default_factory=dict
-    )  # with their sizes, known from the first pass on
+    layers: dict[int, LayerRow] = field(default_factory=dict)  # with their sizes, known from the first pass on
     layers_written: bool = False
     current: Announced | None = None
 

@@ -140,9 +140,7 @@ class Pass:
     calls: Sequence[CallRow]
     stats: pa.Table
     maps: pa.Table
-    layers: Sequence[
-        LayerRow
-    ] = ()  # given with a run's first pass only: until then their sizes are not known
+    layers: Sequence[LayerRow] = ()  # given with a run's first pass only: until then their sizes are not known
 
 
 def token_rows(sample: SampleRow, branch: Branch, tokens: Sequence[Token]) -> list[dict[str, object]]:

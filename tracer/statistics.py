@@ -36,9 +36,7 @@ JOINERS = frozenset(
 )  # fmt: skip
 
 
-def map_statistics(
-    maps: Float[Tensor, "*batch pixel"], height: int, width: int
-) -> Float[Tensor, "*batch statistic"]:
+def map_statistics(maps: Float[Tensor, "*batch pixel"], height: int, width: int) -> Float[Tensor, "*batch statistic"]:
     """Return the ten scalar statistics of each map, in the order of ``STATISTICS``.
 
     Args:
@@ -130,9 +128,7 @@ def dominance_ratio(shares: Float[Tensor, "*batch word"]) -> Float[Tensor, "*bat
     return shares.amax(-1) / shares.amin(-1)
 
 
-def word_map(
-    probs: Float[Tensor, "*batch pixel token"], positions: Sequence[int]
-) -> Float[Tensor, "*batch pixel"]:
+def word_map(probs: Float[Tensor, "*batch pixel token"], positions: Sequence[int]) -> Float[Tensor, "*batch pixel"]:
     """Return the map of a word: the sum of its pieces' columns, added in the order of the positions."""
     summed = probs[..., positions[0]]
     for position in positions[1:]:

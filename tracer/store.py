@@ -130,18 +130,14 @@ class Store:
         rows = [_as_json(asdict(sample), "targets") for sample in samples]
         pieces = [row for s, t in zip(samples, tokens, strict=True) for row in token_rows(s, "cond", t)]
         if uncond_tokens:
-            pieces += [
-                row for s, t in zip(samples, uncond_tokens, strict=True) for row in token_rows(s, "uncond", t)
-            ]
+            pieces += [row for s, t in zip(samples, uncond_tokens, strict=True) for row in token_rows(s, "uncond", t)]
         with self._transaction() as cursor:
             _insert(cursor, "samples", rows, run_id)
             _insert(cursor, "tokens", pieces, run_id)
 
     def add_pass(self, run_id: int, recorded: Pass) -> None:
         """Write what one pass of the model recorded, all of it in one transaction."""
-        layers = [
-            asdict(layer) | {"block": layer.block, "block_idx": layer.block_idx} for layer in recorded.layers
-        ]
+        layers = [asdict(layer) | {"block": layer.block, "block_idx": layer.block_idx} for layer in recorded.layers]
         maps = "maps" if "q" in recorded.maps.column_names else "maps_f32"
         with self._transaction() as cursor:
             _insert(cursor, "layers", layers, run_id)
@@ -154,9 +150,7 @@ class Store:
         with self._transaction() as cursor:
             for sample, (sha256, path) in images.items():
                 where = [sha256, path, run_id, sample]
-                cursor.execute(
-                    "UPDATE samples SET image_sha256 = ?, image = ? WHERE run_id = ? AND sample = ?", where
-                )
+                cursor.execute("UPDATE samples SET image_sha256 = ?, image = ? WHERE run_id = ? AND sample = ?", where)
 
     def add_solves(self, run_id: int, solves: Sequence[SolveRow]) -> None:
         """Write the optimisations of a regulated pass."""
@@ -189,9 +183,7 @@ class Store:
             A row per run and table: `expected` (the product of the counts) and actual `rows`, `faults`
             (layers of a pass that are not whole) and `whole`.
         """
-        return self.sql(
-            'FROM completeness WHERE run_id = ? OR ? IS NULL ORDER BY run_id, "table"', [run_id, run_id]
-        )
+        return self.sql('FROM completeness WHERE run_id = ? OR ? IS NULL ORDER BY run_id, "table"', [run_id, run_id])
 
     def maps_of(
         self,
@@ -219,9 +211,7 @@ class Store:
         calls, heads = (len(set(rows[name].to_pylist())) for name in ("call", "head"))
         if not rows.num_rows or rows.num_rows != calls * heads * len(tokens):
             asked = f"run {run_id}, sample {sample}, layer {layer}, tokens {list(tokens)}, {phase}, {branch}"
-            raise LookupError(
-                f"{asked}: {rows.num_rows} maps of {calls} passes x {heads} heads x {len(tokens)} tokens"
-            )
+            raise LookupError(f"{asked}: {rows.num_rows} maps of {calls} passes x {heads} heads x {len(tokens)} tokens")
         size = rows["h"][0].as_py(), rows["w"][0].as_py()
         values = rows["map"].combine_chunks().flatten().to_numpy()
         return values.reshape(calls, heads, len(tokens), *size).sum(axis=2)
@@ -274,9 +264,7 @@ def _attached(path: Path, options: str) -> duckdb.DuckDBPyConnection:
         raise
     if found != [(SCHEMA_VERSION,)]:
         connection.close()
-        raise ValueError(
-            f"{path} must have schema version {SCHEMA_VERSION}, got {found[0][0] if found else None}"
-        )
+        raise ValueError(f"{path} must have schema version {SCHEMA_VERSION}, got {found[0][0] if found else None}")
     return connection
 
 

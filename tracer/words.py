@@ -54,9 +54,7 @@ def tokens_of(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[Token, .
     ids = list(tokenizer(prompt, padding="max_length")["input_ids"])
     words = _words(prompt, spans) + [None] * (len(ids) - len(spans))
     tokens: list[Token] = []
-    for index, (token_id, piece, word) in enumerate(
-        zip(ids, tokenizer.convert_ids_to_tokens(ids), words, strict=True)
-    ):
+    for index, (token_id, piece, word) in enumerate(zip(ids, tokenizer.convert_ids_to_tokens(ids), words, strict=True)):
         if word:
             tokens.append(Token(index, token_id, piece, "word", word[1], word[0]))
         else:
@@ -82,9 +80,7 @@ def positions_of(tokenizer: PreTrainedTokenizerBase, prompt: str, target: str | 
     return tuple(i for i, span in enumerate(spans) if span is not None and span[0] < end and span[1] > start)
 
 
-def targets_of(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, targets: Sequence[str | Span]
-) -> tuple[Target, ...]:
+def targets_of(tokenizer: PreTrainedTokenizerBase, prompt: str, targets: Sequence[str | Span]) -> tuple[Target, ...]:
     """Return the targets with their positions, in the order asked for.
 
     Raises:

@@ -26,9 +26,7 @@ class Writer:
         self._jobs: Queue[Job | None] = Queue(depth)
         self._errors: list[BaseException] = []
         # A daemon: a forgotten writer does not keep the process alive; the finalizer still lets it finish.
-        self._thread = threading.Thread(
-            target=_write, args=(self._jobs, self._errors), name="trace", daemon=True
-        )
+        self._thread = threading.Thread(target=_write, args=(self._jobs, self._errors), name="trace", daemon=True)
         self._thread.start()
         self._stop = weakref.finalize(self, _finish, self._jobs, self._thread)
 

@@ -55,9 +55,7 @@ def small(owl_tokenizer):
     text = FULL_SIZE["text_config"] | {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
     vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     vision |= {"image_size": 64, "patch_size": 8}
-    detector = untrained(
-        Owlv2Config(text_config=text, vision_config=vision, projection_dim=32), owl_tokenizer
-    )
+    detector = untrained(Owlv2Config(text_config=text, vision_config=vision, projection_dim=32), owl_tokenizer)
     generator = torch.Generator().manual_seed(1)
     for parameter in detector.model.parameters():
         if parameter.ndim > 1:  # biases would make all boxes alike
@@ -72,9 +70,7 @@ def pictures(count: int, height: int = 64, width: int = 64) -> torch.Tensor:
 def constructed(scores: list[list[float]], corners: list[list[float]]) -> Boxes:
     """Boxes with the given scores for cat and dog."""
     logits = torch.tensor(scores).logit()
-    return Boxes(
-        ("cat", "dog"), ("a photo of a cat", "a photo of a dog"), logits, torch.tensor(corners).float()
-    )
+    return Boxes(("cat", "dog"), ("a photo of a cat", "a photo of a dog"), logits, torch.tensor(corners).float())
 
 
 def by_transformers(
@@ -129,9 +125,7 @@ def test_a_hybrid_counts_once_by_argmax_and_twice_when_independent():
 
 
 def test_distinct_gives_one_thing_to_one_target_only():
-    hybrid = constructed(
-        [[0.55, 0.10], [0.10, 0.50], [0.02, 0.03]], [[0, 0, 30, 30], [1, 0, 31, 30], [40, 40, 60, 60]]
-    )
+    hybrid = constructed([[0.55, 0.10], [0.10, 0.50], [0.02, 0.03]], [[0, 0, 30, 30], [1, 0, 31, 30], [40, 40, 60, 60]])
     assert [d.score for d in score_targets(hybrid, "argmax")] == pytest.approx([0.55, 0.50])
     cat, dog = score_targets(hybrid, "distinct")
     assert (cat.score, dog.score) == (pytest.approx(0.55), pytest.approx(0.03))
@@ -151,7 +145,7 @@ def test_distinct_leaves_a_target_without_box_when_there_is_one_thing():
 
 
 def test_an_unknown_assignment_is_refused():
-    with pytest.raises((ValueError, TypeError), match="argmax.*independent.*distinct"):
+    with pytest.raises((ValueError, TypeError), match=r"argmax.*independent.*distinct"):
         score_targets(constructed([[0.9, 0.8]], [[0, 0, 30, 30]]), "greedy")  # pyright: ignore[reportArgumentType]
 
 
@@ -258,9 +252,7 @@ def test_the_full_size_detector_goes_through_the_same_code(owl_tokenizer):
 def test_the_emoji_detector_finds_what_is_there_and_nothing_else():
     detector = load_detector()
     rng = np.random.default_rng(5)
-    scenes = [
-        place(rng, words, [None, None]) for words in (("cat", "dog"), ("lion", "clock"), ("frog", "car"))
-    ]
+    scenes = [place(rng, words, [None, None]) for words in (("cat", "dog"), ("lion", "clock"), ("frog", "car"))]
     images = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 255
     present = detect(detector, images, [[thing.word for thing in scene.things] for scene in scenes])
     assert detection_rate(present, detector.protocol.threshold) == 1.0

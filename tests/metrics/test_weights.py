@@ -41,9 +41,7 @@ def test_another_kind_of_model_is_refused(tmp_path):
 def test_weights_other_than_the_protocol_says_are_refused(copied):
     folder, protocol = copied
     weights = load_file(folder / "model.safetensors")
-    save_file(
-        {name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"}
-    )
+    save_file({name: value + 1 for name, value in weights.items()}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="SHA-256"):
         load_detector(protocol)
 

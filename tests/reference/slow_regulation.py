@@ -42,9 +42,7 @@ def loss(scores: Tensor, theta: Tensor, positions: list[int], height: int, width
     return coverage + 80 * proportion + 0.09 * theta.square().mean()
 
 
-def solve(
-    scores: Tensor, theta: Tensor, positions: list[int], height: int, width: int
-) -> tuple[Tensor, list[float]]:
+def solve(scores: Tensor, theta: Tensor, positions: list[int], height: int, width: int) -> tuple[Tensor, list[float]]:
     """Return one image's best theta "head target row column" of 20 evaluations, and the mean losses over heads."""
     losses, best = [], theta
     for iteration in range(20):
@@ -61,7 +59,13 @@ def solve(
 
 
 def edit(
-    scores: Tensor, theta: Tensor, memory: Tensor | None, positions: list[int], end: int, step: int, size: tuple[int, int]
+    scores: Tensor,
+    theta: Tensor,
+    memory: Tensor | None,
+    positions: list[int],
+    end: int,
+    step: int,
+    size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Return one image's edited probabilities "head pixel token" and the optimum that the next step remembers."""
     best, _ = solve(scores, theta, positions, *size)

@@ -53,7 +53,10 @@ def test_a_traced_run_is_whole_and_describes_itself(tiny_pipe, tmp_path):
 
 
 def test_regulation_changes_the_images_and_repeats(tiny_pipe):
-    plain, first = generate(tiny_pipe, request(3, 4)), generate(tiny_pipe, request(3, 4), AttentionRegulation())
+    plain, first = (
+        generate(tiny_pipe, request(3, 4)),
+        generate(tiny_pipe, request(3, 4), AttentionRegulation()),
+    )
     assert all(a != b for a, b in zip(plain.sha256, first.sha256, strict=True))
     assert generate(tiny_pipe, request(3, 4), AttentionRegulation()).sha256 == first.sha256
 
@@ -131,4 +134,4 @@ def test_an_interrupt_leaves_no_hook_and_a_failed_run(tiny_pipe, tmp_path):
 
 
 def test_methods_are_found_by_name():
-    assert METHODS == {"plain": Method(), "regulation": AttentionRegulation()}
+    assert {"plain": Method(), "regulation": AttentionRegulation()} == METHODS

@@ -46,7 +46,9 @@ def random_theta(seed: int, size: tuple[int, int], targets: int, images=1, heads
     return torch.rand(images, heads, targets, *centres(size), generator=chance, dtype=dtype)
 
 
-@pytest.mark.parametrize(("size", "grid"), [((16, 16), (7, 7)), ((8, 8), (3, 3)), ((24, 24), (11, 11)), ((8, 12), (3, 5))])
+@pytest.mark.parametrize(
+    ("size", "grid"), [((16, 16), (7, 7)), ((8, 8), (3, 3)), ((24, 24), (11, 11)), ((8, 12), (3, 5))]
+)
 def test_kernels_stand_where_the_published_code_puts_them(size, grid):
     kernels = gaussian_kernels(*size)
     assert len(kernels) == grid[0] * grid[1]
@@ -181,9 +183,9 @@ def test_edits_end_after_half_of_the_steps():
 
 
 def test_a_batch_of_another_size_is_refused():
+    regulator = regulator_for((subject(2), subject(3)))
+    regulator.passes.rows = slice(1, 2)
     with pytest.raises(ValueError, match="the batch holds 1 prompted images, the method was given 2"):
-        regulator = regulator_for((subject(2), subject(3)))
-        regulator.passes.rows = slice(1, 2)
         regulator(tap_of(0, 1))
 
 

@@ -81,9 +81,7 @@ def tap_of(setting: Setting, call: int, layer: int, sharpness: float = 2.0) -> T
 def record(store: Store, setting: Setting) -> Traced:
     """Record a run as `setting` says."""
     recorder = Recorder(store, setting.capture)
-    samples = [
-        sample_of(i, *both) for i, both in enumerate(zip(setting.prompts, setting.targets, strict=True))
-    ]
+    samples = [sample_of(i, *both) for i, both in enumerate(zip(setting.prompts, setting.targets, strict=True))]
     tokens = [tokens_of(prompt, setting.length) for prompt in setting.prompts]
     negative = [tokens_of("", setting.length)] * len(samples) if "uncond" in setting.capture.branches else []
     taps: dict[tuple[int, int], Tap] = {}

@@ -58,9 +58,7 @@ def live_maps(setting, traced):
         for branch, phase, probs, first in parts:
             if branch in setting.capture.branches:
                 for i, head, token in np.ndindex(probs.permute(0, 1, 3, 2).shape[:3]):
-                    maps[first + i, branch, phase, call, layer, head, token] = probs[
-                        i, head, :, token
-                    ].numpy()
+                    maps[first + i, branch, phase, call, layer, head, token] = probs[i, head, :, token].numpy()
     return maps
 
 
@@ -152,16 +150,13 @@ def test_dominance_in_sql_and_python_agree_to_a_millionth(store, bench, targets,
         for phase, probs in phases.items():
             where = [phase, call, layer]
             rows = store.sql(
-                "SELECT word_idx, share FROM dominance "
-                "WHERE (phase, call, layer) = (?, ?, ?) ORDER BY word_idx",
+                "SELECT word_idx, share FROM dominance WHERE (phase, call, layer) = (?, ?, ?) ORDER BY word_idx",
                 where,
             )
             assert list(rows["word_idx"]) == list(words)
             shares = dominance(probs, list(words.values())).double()
             np.testing.assert_allclose(rows["share"], shares, atol=1e-6)
-            ratio = store.sql(
-                "SELECT ratio, words FROM dominance_ratio WHERE (phase, call, layer) = (?, ?, ?)", where
-            )
+            ratio = store.sql("SELECT ratio, words FROM dominance_ratio WHERE (phase, call, layer) = (?, ?, ?)", where)
             assert ratio["ratio"].tolist() == pytest.approx([(shares.max() / shares.min()).item()], rel=1e-5)
             assert ratio["words"].tolist() == [len(words)]
 
@@ -186,8 +181,7 @@ def test_dominance_leaves_guidance_and_refinement_passes_out(store, bench):
 def test_a_split_words_extra_row_is_measured_on_the_pieces_sum(store, bench):
     traced = bench.record(store, bench.Setting(prompts=("a hip|po",), targets=("",), sizes=((3, 5, 2),)))
     frame = store.sql(
-        "SELECT head, p90, mass FROM head_stats "
-        "WHERE token IS NULL AND word_idx = 1 AND call = 1 ORDER BY head"
+        "SELECT head, p90, mass FROM head_stats WHERE token IS NULL AND word_idx = 1 AND call = 1 ORDER BY head"
     )
     summed = traced.probs(1, 0, 1)[..., [2, 3]].sum(-1)
     np.testing.assert_allclose(frame["p90"], torch.quantile(summed, 0.9, dim=-1), atol=1e-7)
@@ -294,7 +288,5 @@ def test_solves_are_written_with_the_run(store, bench):
     with Recorder(store) as recorder:
         recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], [bench.tokens_of("a cat", 8)], bench.LAYERS[:1])
         recorder.solves([SolveRow(0, 3, 1, 2, 0.9, 0.25, 0.125, 0.0625, 0.0, 0.5, 17)])
-    row = (
-        store.sql("SELECT run_id, sample, call, layer, head, loss_kept, kept FROM solves").to_numpy().tolist()
-    )
+    row = store.sql("SELECT run_id, sample, call, layer, head, loss_kept, kept FROM solves").to_numpy().tolist()
     assert row == [[1, 0, 3, 1, 2, 0.25, 17]]

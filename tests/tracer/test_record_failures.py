@@ -33,7 +33,7 @@ def whole_pass(recorder, bench, setting, call):
 
 def test_a_run_that_raises_is_marked_failed_and_keeps_its_whole_passes(tmp_path, bench, setting):
     path = tmp_path / "trace.duckdb"
-    with pytest.raises(KeyboardInterrupt), Store.create(path) as store, Recorder(store) as recorder:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), Store.create(path) as store, Recorder(store) as recorder:
         recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], [bench.tokens_of("a cat", 8)], bench.LAYERS[:2])
         whole_pass(recorder, bench, setting, 0)
         recorder.call(1, guided=False)
@@ -141,9 +141,7 @@ def test_images_must_be_as_many_as_samples(recorder):
         recorder.images([("a", "b"), ("c", "d")])
 
 
-def test_an_error_of_the_writer_surfaces_in_the_generating_thread(
-    recorder, store, bench, setting, monkeypatch
-):
+def test_an_error_of_the_writer_surfaces_in_the_generating_thread(recorder, store, bench, setting, monkeypatch):
     add_pass = store.add_pass
 
     def refuse(run_id, recorded):
@@ -152,7 +150,7 @@ def test_an_error_of_the_writer_surfaces_in_the_generating_thread(
         add_pass(run_id, recorded)
 
     monkeypatch.setattr(store, "add_pass", refuse)
-    with pytest.raises(TraceNotWritten, match="disk is full") as caught:  # noqa: PT012
+    with pytest.raises(TraceNotWritten, match="disk is full") as caught:
         for call in range(50):
             whole_pass(recorder, bench, setting, call)
     assert isinstance(caught.value.__cause__, OSError)

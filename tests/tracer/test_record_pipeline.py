@@ -57,18 +57,14 @@ def eager_probs(pipe, **options):
         def hook(module, args, kwargs):
             states, text = args[0], kwargs["encoder_hidden_states"]
             query, key = module.to_q(states), module.to_k(text)
-            query, key = (
-                x.unflatten(-1, (module.heads, -1)).movedim(-2, 1).flatten(0, 1) for x in (query, key)
-            )
+            query, key = (x.unflatten(-1, (module.heads, -1)).movedim(-2, 1).flatten(0, 1) for x in (query, key))
             probs = module.get_attention_scores(query, key).unflatten(0, (-1, module.heads))
             found[site] = probs[len(probs) // 2 :].detach()
 
         return hook
 
     modules = {site: pipe.unet.get_submodule(site) for site in cross_attention_sites(pipe.unet)}
-    handles = [
-        module.register_forward_pre_hook(look(site), with_kwargs=True) for site, module in modules.items()
-    ]
+    handles = [module.register_forward_pre_hook(look(site), with_kwargs=True) for site, module in modules.items()]
     images_of(pipe, **options)
     for handle in handles:
         handle.remove()

@@ -105,9 +105,7 @@ def test_compared_are_the_targets_and_without_targets_all_content_words(bench):
 
 def test_dominance_is_each_words_share_of_the_mean_quantile_over_heads():
     pixels = torch.linspace(0, 1, 11)  # the 0.9-quantile of c * pixels is 0.9 * c
-    probs = torch.stack(
-        [torch.stack([0.2 * pixels, 0.4 * pixels], -1), torch.stack([0.6 * pixels, 0.4 * pixels], -1)]
-    )
+    probs = torch.stack([torch.stack([0.2 * pixels, 0.4 * pixels], -1), torch.stack([0.6 * pixels, 0.4 * pixels], -1)])
     shares = dominance(probs, [(0,), (1,)])  # both have a mean of 0.36 over the two heads
     assert shares.tolist() == pytest.approx([0.5, 0.5])
     shares = dominance(probs[:1], [(0,), (1,)])

@@ -111,9 +111,7 @@ def test_a_result_that_nobody_reads_to_its_end_blocks_no_other_query(store):
 def test_other_threads_read_while_the_store_is_being_written(store, bench):
     traced = bench.record(store, bench.Setting())
     found = []
-    reader = threading.Thread(
-        target=lambda: found.append(store.sql("SELECT count(*) n FROM maps_f32")["n"][0])
-    )
+    reader = threading.Thread(target=lambda: found.append(store.sql("SELECT count(*) n FROM maps_f32")["n"][0]))
     reader.start()
     reader.join()
     assert found == [2 * (2 + 3) * 8]

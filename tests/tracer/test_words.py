@@ -133,9 +133,7 @@ def test_targets_keep_their_order_and_text(emoji_tokenizer):
 
 
 def test_the_same_word_twice_is_refused(emoji_tokenizer):
-    with pytest.raises(
-        ValueError, match=r"'cat' and 'cat' for the same tokens; .* second is written 'cat#2'"
-    ):
+    with pytest.raises(ValueError, match=r"'cat' and 'cat' for the same tokens; .* second is written 'cat#2'"):
         targets_of(emoji_tokenizer, "a cat and a cat", ("cat", "cat"))
     assert len(targets_of(emoji_tokenizer, "a cat and a cat", ("cat", "cat#2"))) == 2
 

@@ -84,7 +84,9 @@ def train(
     return average
 
 
-def _save(model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], step: int, work: Path) -> None:
+def _save(
+    model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[str, Tensor], step: int, work: Path
+) -> None:
     tensors = {"step": torch.tensor(step)}
     for name, value in model.named_parameters():
         tensors[f"weight/{name}"] = value.detach().contiguous()

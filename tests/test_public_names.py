@@ -1,0 +1,20 @@
+import importlib
+
+import pytest
+
+PUBLIC = {
+    "tracer": {
+        "Capture", "Prompt", "Recorder", "Store", "attending", "cross_attention_sites", "load_pipeline",
+        "load_prompts",
+    },
+    "regulate": {"METHODS", "AttentionRegulation", "Method", "Request", "applied", "generate"},
+    "analysis": {"compare", "demo", "search"},
+    "metrics": {"Detection", "Protocol", "detect", "detection_rate", "found", "load_detector"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PUBLIC)
+def test_a_package_offers_the_names_that_its_docstring_promises_and_no_others(package):
+    module = importlib.import_module(package)
+    assert set(module.__all__) == PUBLIC[package]
+    assert all(getattr(module, name).__doc__ for name in module.__all__)
