@@ -1,0 +1,103 @@
+"""The command line: each command reads its options, calls one public function, and says errors in a line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
+from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
+
+from analysis.compare import compare as compare_methods
+from analysis.compare import search as search_variants
+from analysis.demo import demo as make_demo
+from analysis.plan import animal_pairs, halves
+from regulate import AttentionRegulation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Trace cross-attention in text-to-image models, regulate it, and measure whether that helped.",
+)
+Out = Annotated[Path, typer.Option(help="Folder to write.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
+Model = Annotated[str, typer.Option(help="'emoji', a folder in diffusers' layout, or a hub id.")]
+
+
+class Pairs(StrEnum):
+    """Which of the 66 animal pairs are compared."""
+
+    ALL = "all"
+    TUNE = "tune"
+    TEST = "test"
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Turn what a user can mend into one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        typer.echo(f"attnreg: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        try:
+            typer.echo(f"attnreg {version('attnreg')}")
+        except PackageNotFoundError:
+            typer.echo("attnreg (not installed, run from a checkout)")
+        raise typer.Exit
+    return wanted  # what a callback returns is the option's value
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Keep other libraries' progress bars out of our own."""
+    disable_diffusers_bars()
+    disable_transformers_bars()
+
+
+@app.command()
+def demo(
+    out: Out = Path("attnreg-demo"),
+    prompt: Annotated[str | None, typer.Option(help="A prompt of your own.")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="A word of the prompt to regulate and look for; repeatable.")
+    ] = None,
+    seeds: Seeds = 16,
+    model: Model = "emoji",
+) -> None:
+    """Generate one prompt with and without regulation, trace it, and write a page that shows both."""
+    with _plainly():
+        make_demo(out, prompt, target or (), range(seeds), model)
+
+
+@app.command()
+def compare(
+    out: Out = Path("runs/compare"),
+    seeds: Seeds = 16,
+    pairs: Annotated[Pairs, typer.Option(help="All 66 animal pairs, or one half of them.")] = Pairs.ALL,
+    search: Annotated[
+        bool, typer.Option("--search", help="Search variants on the tune half, test the best on the other.")
+    ] = False,
+    model: Model = "emoji",
+) -> None:
+    """Measure whether regulation helps, over animal pairs and seeds; resumes where it was stopped."""
+    prompts = animal_pairs()
+    with _plainly():
+        if search and pairs is not Pairs.ALL:
+            raise ValueError(f"--search splits all pairs by itself, got --pairs {pairs.value} too")
+        if search:
+            search_variants(prompts, range(seeds), out, model)
+        else:
+            chosen = prompts if pairs is Pairs.ALL else halves(prompts)[pairs is Pairs.TEST]
+            compare_methods(chosen, range(seeds), {"published": AttentionRegulation()}, out, model)

@@ -1,0 +1,101 @@
+"""From an experiment's rows to its table: who shows all targets how often, and how sure that is.
+
+Conventions: an image counts if every target's score is above the protocol's threshold. Rates lie in [0, 1];
+differences to "plain", paired image by image, in [-1, 1]; intervals are the 95 % prompt-cluster bootstrap of
+`analysis.stats`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+from rich.table import Table
+
+from analysis.plan import PLAIN
+from analysis.stats import Interval, bootstrap_difference, bootstrap_rate, win_tie_loss
+
+BOOTSTRAP_SEED = 2411_00640
+PAIRS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
+
+
+def found_matrix(
+    rows: pd.DataFrame, method: str, prompts: Sequence[str], seeds: Sequence[int]
+) -> Bool[np.ndarray, "prompt seed"]:
+    """Return whether each image of a method shows all its targets.
+
+    Raises:
+        ValueError: an image is missing.
+    """
+    mine = rows[rows["method"] == method]
+    found = (mine["score"] > mine["threshold"]).groupby([mine["prompt"], mine["seed"]]).all()
+    whole = found.unstack("seed").reindex(index=list(prompts), columns=list(seeds))
+    if missing := int(whole.isna().to_numpy().sum()):
+        raise ValueError(f"rows must hold every image, {missing} of {method} are missing")
+    return whole.to_numpy(bool)
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per method and kind of pairs: all, those seen together in training, and those never seen.
+
+    Args:
+        rows: as `analysis.shards` describes them, of one plan, "plain" among the methods.
+
+    Returns:
+        Columns method, pairs, prompts, images, rate, rate_low, rate_high, difference, difference_low,
+        difference_high, won, lost, both_found, both_fail (images), better, equal, worse (prompts), protocol.
+        A kind that the plan has no prompt of has no row.
+
+    Raises:
+        ValueError: an image is missing, or rows of several protocols are mixed.
+    """
+    protocols = rows["protocol"].unique()
+    if len(protocols) != 1:
+        raise ValueError(f"rows must be of one protocol, got {', '.join(protocols)}")
+    seeds = sorted(rows["seed"].unique().tolist())
+    lines = []
+    for method in rows["method"].unique():
+        for kind, flags in PAIRS.items():
+            prompts = sorted(rows.loc[rows["seen"].isin(flags), "prompt"].unique())
+            if prompts:
+                theirs = found_matrix(rows, PLAIN, prompts, seeds)
+                line = _line(found_matrix(rows, method, prompts, seeds), theirs)
+                lines.append({"method": method, "pairs": kind} | line | {"protocol": protocols[0]})
+    return pd.DataFrame(lines)
+
+
+def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "prompt seed"]) -> dict[str, object]:
+    rate = bootstrap_rate(found.astype(float), np.random.default_rng(BOOTSTRAP_SEED))
+    difference = bootstrap_difference(found.astype(float), plain.astype(float), np.random.default_rng(BOOTSTRAP_SEED))
+    record = win_tie_loss(found.astype(float), plain.astype(float))
+    return {
+        "prompts": len(found),
+        "images": found.size,
+        **_spread("rate", rate),
+        **_spread("difference", difference),
+        "won": int((found & ~plain).sum()),
+        "lost": int((plain & ~found).sum()),
+        "both_found": int((found & plain).sum()),
+        "both_fail": int((~found & ~plain).sum()),
+        "better": record.wins,
+        "equal": record.ties,
+        "worse": record.losses,
+    }
+
+
+def _spread(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def as_table(lines: pd.DataFrame, title: str) -> Table:
+    """Return a summary for the terminal, rates in percent, differences in points."""
+    table = Table(title=title, title_justify="left", caption=f"protocol {lines['protocol'].iat[0]}")
+    headings = ("method", "pairs", "images", "both found, %", "difference, points [95 %]")
+    for heading in (*headings, "won", "lost", "both found", "both fail"):
+        table.add_column(heading, justify="left" if heading in ("method", "pairs") else "right")
+    for line in lines.itertuples(index=False):
+        difference = Interval(line.difference, line.difference_low, line.difference_high)
+        shares = [f"{getattr(line, name) / line.images:.1%}" for name in ("won", "lost", "both_found", "both_fail")]
+        against = ["-"] * 5 if line.method == PLAIN else [str(difference), *shares]
+        table.add_row(line.method, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against)
+    return table

@@ -1,0 +1,141 @@
+"""A generator and a detector that work through a plan, and remember in a folder what is done."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import DiffusionPipeline
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from analysis.plan import Plan
+from analysis.shards import done, read_shards, write_shard
+from metrics.detection import detect
+from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
+from regulate import Method, Request, generate
+from tracer.models import load_pipeline
+from tracer.prompts import Prompt
+from tracer.scenes import is_seen
+from tracer.words import targets_of
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What makes and judges images, and the folder where the rows lie.
+
+    Attributes:
+        pipe: the generator.
+        detector: that looks at its images.
+        out: holds ``rows/*.parquet`` and tables.
+        console: where progress goes.
+        weights: fingerprint of the generator.
+    """
+
+    pipe: DiffusionPipeline
+    detector: Detector
+    out: Path
+    console: Console
+    weights: str
+
+    @classmethod
+    def loaded(
+        cls,
+        prompts: Sequence[Prompt],
+        out: str | Path,
+        model: str,
+        protocol: Protocol | None,
+        console: Console,
+    ) -> "Workbench":
+        """Return a workbench for these prompts; nothing is written yet.
+
+        Raises:
+            ValueError: a target is not in its prompt.
+            FileNotFoundError: the model or the detector is not on this machine.
+        """
+        with console.status("loading the generator and the detector"):
+            pipe = load_pipeline(model)
+            detector = load_detector(protocol or (emoji_protocol() if model == "emoji" else Protocol()))
+        for prompt in prompts:
+            targets_of(pipe.tokenizer, prompt.text, prompt.targets)
+        return cls(pipe, detector, Path(out), console, fingerprint(pipe))
+
+    def rows_of(self, plan: Plan) -> pd.DataFrame:
+        """Do what of the plan is not done, and return its rows, in the order of its methods."""
+        specs = {name: self._spec(plan, method) for name, method in plan.methods.items()}
+        known = done(self.out / "rows", self.detector.protocol.name)
+        each = {spec: name for name, spec in specs.items()}  # one method under two names is done once
+        work = [
+            (prompt, name, tuple(s for s in plan.seeds if (spec, prompt.text, s) not in known))
+            for prompt in plan.prompts
+            for spec, name in each.items()
+        ]
+        columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("images", total=sum(len(seeds) for _, _, seeds in work))
+            for prompt, name, seeds in work:
+                if seeds:
+                    self._do(plan, prompt, name, seeds, specs[name])
+                    progress.advance(task, len(seeds))
+        rows = read_shards(self.out / "rows")
+        rows = rows[rows["prompt"].isin([prompt.text for prompt in plan.prompts])]
+        rows = rows[rows["seed"].isin(plan.seeds) & (rows["protocol"] == self.detector.protocol.name)]
+        return pd.concat([rows[rows["spec"] == spec].assign(method=name) for name, spec in specs.items()])
+
+    def write(self, name: str, table: pd.DataFrame) -> None:
+        """Write a table beside the rows, whole or not at all."""
+        partial = self.out / f"{name}.partial"
+        table.to_csv(partial, index=False)
+        partial.replace(self.out / name)
+
+    def _do(self, plan: Plan, prompt: Prompt, name: str, seeds: tuple[int, ...], spec: str) -> None:
+        """Make and judge one prompt's images under one method, and write their rows: the unit of work."""
+        method, protocol = plan.methods[name], self.detector.protocol
+        request = Request(prompt.text, prompt.targets, seeds, plan.steps, plan.guidance, batch=plan.batch)
+        made = generate(self.pipe, request, method)
+        found = detect(self.detector, made.images, [prompt.targets] * len(seeds), plan.batch)
+        same = {
+            "spec": spec,
+            "method": name,
+            "parameters": json.dumps(method.parameters(), sort_keys=True),
+            "prompt_id": prompt.id,
+            "prompt": prompt.text,
+            "seen": is_seen(prompt.targets),
+            "threshold": protocol.threshold,
+            "protocol": protocol.name,
+        }
+        rows = [
+            same | {"seed": seed, "target": detection.target, "score": detection.score, "image_sha256": sha256}
+            for seed, sha256, detections in zip(seeds, made.sha256, found, strict=True)
+            for detection in detections
+        ]
+        write_shard(self.out / "rows", rows)
+
+    def _spec(self, plan: Plan, method: Method) -> str:
+        facts = {
+            "weights": self.weights,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "scheduler_config": dict(self.pipe.scheduler.config),
+            "method": method.name,
+            "parameters": method.parameters(),
+            "steps": plan.steps,
+            "guidance": plan.guidance,
+            "batch": plan.batch,
+        }
+        text = json.dumps(facts, sort_keys=True, default=str)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def fingerprint(pipe: DiffusionPipeline) -> str:
+    """Return a hash of all the pipeline's weights: another one for a generator that was trained on."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part, module in sorted(pipe.components.items()):
+        if isinstance(module, nn.Module):
+            for name, tensor in module.state_dict().items():
+                digest.update(f"{part}.{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

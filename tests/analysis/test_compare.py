@@ -1,0 +1,194 @@
+"""The experiment: everything planned is done once, whatever happens in between."""
+
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from analysis import compare as compare_methods
+from analysis import search, workbench
+from analysis.compare import _best
+from analysis.plan import Plan, animal_pairs, halves, search_grid
+from analysis.shards import read_shards
+from analysis.workbench import Workbench, fingerprint
+from regulate import AttentionRegulation, Request, generate
+from tracer.models import load_pipeline
+from tracer.scenes import is_seen
+
+REGULATION = {"regulation": AttentionRegulation(iterations=3)}
+PAIRS = animal_pairs()[:2]
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.fixture
+def run(tiny_model, tiny_protocol, quiet):
+    """Compare on the random model, two steps an image."""
+
+    def compare(out, pairs=PAIRS, seeds=range(2), methods=REGULATION):
+        return compare_methods(pairs, seeds, methods, out, tiny_model, tiny_protocol, steps=2, console=quiet)
+
+    return compare
+
+
+@pytest.fixture
+def made(monkeypatch) -> list[tuple[str, str, tuple[int, ...]]]:
+    """What is generated from here on: prompt, method, seeds."""
+    calls = []
+    original = workbench.generate
+
+    def counted(pipe, request, method):
+        calls.append((request.prompt, method.name, request.seeds))
+        return original(pipe, request, method)
+
+    monkeypatch.setattr(workbench, "generate", counted)
+    return calls
+
+
+def test_every_image_has_a_row_per_target_with_its_score(run, tmp_path, tiny_pipe, tiny_detector):
+    table = run(tmp_path)
+    rows = read_shards(tmp_path / "rows")
+    assert len(rows) == 2 * 2 * 2 * 2  # prompts, seeds, methods, targets
+    assert set(rows["protocol"]) == {tiny_detector.protocol.name}
+    assert set(rows["method"]) == {"plain", "regulation"}
+    for prompt in PAIRS:
+        mine = rows[(rows["prompt"] == prompt.text) & (rows["method"] == "plain") & (rows["seed"] == 1)]
+        assert mine["target"].tolist() == list(prompt.targets)
+        assert set(mine["seen"]) == {is_seen(prompt.targets)}
+        images = generate(tiny_pipe, Request(prompt.text, prompt.targets, (0, 1), steps=2)).images
+        (detections,) = workbench.detect(tiny_detector, images[1:], [prompt.targets])
+        assert mine["score"].tolist() == pytest.approx([d.score for d in detections], abs=1e-4)
+    assert (tmp_path / "summary.csv").is_file()
+    assert table.loc[table["pairs"] == "all", "images"].tolist() == [4, 4]
+
+
+def test_what_is_done_is_not_done_again(run, tmp_path, made):
+    first = run(tmp_path)
+    assert len(made) == 4
+    second = run(tmp_path)
+    assert len(made) == 4
+    assert first.equals(second)
+
+
+def test_only_what_is_new_in_a_larger_plan_is_done(run, tmp_path, made):
+    run(tmp_path, pairs=PAIRS[:1], seeds=[1])
+    made.clear()
+    run(tmp_path)
+    assert sorted(made) == sorted(
+        (prompt.text, method, seeds)
+        for method in ("plain", "regulation")
+        for prompt, seeds in zip(PAIRS, [(0,), (0, 1)], strict=True)
+    )
+    assert len(read_shards(tmp_path / "rows")) == 16
+
+
+def test_other_parameters_are_another_specification(run, tmp_path, made):
+    run(tmp_path, pairs=PAIRS[:1])
+    made.clear()
+    table = run(tmp_path, pairs=PAIRS[:1], methods={"regulation": AttentionRegulation(iterations=4)})
+    assert [method for _, method, _ in made] == ["regulation"]
+    assert table.loc[table["pairs"] == "all", "images"].tolist() == [2, 2]
+
+
+def test_another_generator_is_another_specification(tiny_model):
+    pipe, other = load_pipeline(tiny_model), load_pipeline(tiny_model)
+    assert fingerprint(pipe) == fingerprint(other)
+    next(other.unet.parameters()).data[0] += 1e-3
+    assert fingerprint(pipe) != fingerprint(other)
+
+
+def test_two_names_of_one_method_both_have_their_rows(run, tmp_path, made):
+    table = run(tmp_path, pairs=PAIRS[:1], methods=REGULATION | {"again": REGULATION["regulation"]})
+    assert len(made) == 2
+    rates = table[table["pairs"] == "all"].set_index("method")["rate"]
+    assert rates["again"] == rates["regulation"]
+
+
+def _until_killed(out: Path, model: str, protocol) -> None:
+    compare_methods(animal_pairs()[:6], range(3), REGULATION, out, model, protocol, 2, Console(quiet=True))
+
+
+def test_a_killed_comparison_resumes_with_nothing_lost_and_nothing_twice(
+    run, tmp_path, tiny_model, tiny_protocol, made
+):
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_until_killed, args=(tmp_path, tiny_model, tiny_protocol)
+    )
+    killed.start()
+    patience = time.monotonic() + 300
+    while len(list(tmp_path.glob("rows/*.parquet"))) < 3 and time.monotonic() < patience:
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    before = read_shards(tmp_path / "rows")
+    units = len(before.drop_duplicates(["spec", "prompt"]))
+    assert 3 <= units < 12
+    run(tmp_path, pairs=animal_pairs()[:6], seeds=range(3))
+    assert len(made) == 12 - units
+    after = read_shards(tmp_path / "rows")
+    assert len(after) == 6 * 3 * 2 * 2
+    kept = after.merge(before, how="inner")
+    assert len(kept) == len(before)
+
+
+def test_a_target_that_is_not_in_its_prompt_is_an_error_and_nothing_is_written(run, tmp_path):
+    wrong = replace(PAIRS[0], targets=("cat", "lion"))
+    with pytest.raises(ValueError, match="'lion' is not in the prompt"):
+        run(tmp_path / "out", pairs=[wrong])
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_best_method_has_the_highest_rate_over_all_pairs_and_is_never_plain():
+    rates = [("plain", "all", 0.9), ("a", "all", 0.3), ("b", "all", 0.5), ("c", "all", 0.5), ("a", "unseen", 1.0)]
+    table = pd.DataFrame(rates, columns=["method", "pairs", "rate"])
+    assert _best(table, 2) == ["b", "c"]
+    assert _best(table, 1) == ["b"]
+
+
+def test_a_search_tunes_on_one_half_and_tests_the_best_beside_the_published_on_the_other(
+    tmp_path, tiny_model, tiny_protocol, quiet, made, monkeypatch
+):
+    small = {name: replace(method, iterations=2) for name, method in list(search_grid().items())[::5]}
+    monkeypatch.setattr("analysis.compare.search_grid", lambda: small)
+    pairs = animal_pairs()[:6]
+    tune, test = halves(pairs)
+    found = search(pairs, range(4), tmp_path, tiny_model, tiny_protocol, steps=2, console=quiet)
+    assert found.chosen in small
+    assert set(found.tested["method"]) == {"plain", "published", found.chosen}
+    assert set(found.tuned["method"]) <= {"plain", *small}
+    assert len(set(found.tuned["method"])) == 1 + 4
+    rows = read_shards(tmp_path / "rows")
+    by_method = rows[rows["prompt"].isin([p.text for p in tune])].groupby("method")["seed"].nunique()
+    assert by_method["plain"] == 4
+    assert sorted(by_method[list(small)]) == [1, 4, 4, 4, 4]  # the first quarter of the seeds, then the finalists
+    tested = rows[rows["prompt"].isin([p.text for p in test])]
+    assert set(tested["method"]) == {"plain", "published", found.chosen}
+    tuned = found.tuned[found.tuned["pairs"] == "all"].set_index("method")["rate"].drop("plain")
+    assert tuned[found.chosen] == tuned.max()
+    assert {"tune.csv", "test.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_one_prompt_cannot_be_halved(tmp_path, tiny_model, tiny_protocol, quiet):
+    with pytest.raises(ValueError, match="enough for two halves, got 1"):
+        search(PAIRS[:1], range(2), tmp_path / "out", tiny_model, tiny_protocol, console=quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_plan_counts_what_is_left(tmp_path, tiny_pipe, tiny_detector):
+    """The bar's total is the work to do, so its time left is true after a restart."""
+    console = Console(record=True, width=100, force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    bench = Workbench(tiny_pipe, tiny_detector, tmp_path, console, "weights")
+    bench.rows_of(Plan(PAIRS[:1], (0, 1), {}, steps=2))
+    bench.rows_of(Plan(PAIRS, (0, 1), {}, steps=2))
+    text = console.export_text()
+    assert text.count("2/2") >= 2
+    assert "4/4" not in text
