@@ -191,7 +191,8 @@ class _Tracing:
     def _row(self) -> RunRow:
         pipe, request = self.pipe, self.request
         factor = pipe.vae_scale_factor * pipe.unet.config.sample_size
-        model = "emoji" if Path(pipe.name_or_path or ".") == emoji_world() / "sd" else pipe.name_or_path or "unnamed"
+        name = str(pipe.name_or_path or "unnamed")  # a path, if it was loaded from one
+        model = "emoji" if Path(name) == emoji_world() / "sd" else name
         spec = {"model": model, "method": self.method.name, "parameters": self.method.parameters()} | asdict(request)
         return RunRow(
             model=model,

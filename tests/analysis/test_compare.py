@@ -1,10 +1,14 @@
 """The experiment: everything planned is done once, whatever happens in between."""
 
-import multiprocessing
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +27,7 @@ from tracer.scenes import is_seen
 
 REGULATION = {"regulation": AttentionRegulation(iterations=3)}
 PAIRS = animal_pairs()[:2]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -113,22 +118,29 @@ def test_two_names_of_one_method_both_have_their_rows(run, tmp_path, made):
     assert rates["again"] == rates["regulation"]
 
 
-def _until_killed(out: Path, model: str, protocol) -> None:
-    compare_methods(animal_pairs()[:6], range(3), REGULATION, out, model, protocol, 2, Console(quiet=True))
+UNTIL_KILLED = """
+import json, sys
+from rich.console import Console
+from analysis.compare import compare
+from analysis.plan import animal_pairs
+from metrics import Protocol
+from regulate import AttentionRegulation
+out, model, protocol = sys.argv[1:]
+methods = {"regulation": AttentionRegulation(iterations=3)}
+compare(animal_pairs()[:6], range(3), methods, out, model, Protocol(**json.loads(protocol)), 2, Console(quiet=True))
+"""
 
 
 def test_a_killed_comparison_resumes_with_nothing_lost_and_nothing_twice(
     run, tmp_path, tiny_model, tiny_protocol, made
 ):
-    killed = multiprocessing.get_context("spawn").Process(
-        target=_until_killed, args=(tmp_path, tiny_model, tiny_protocol)
-    )
-    killed.start()
-    patience = time.monotonic() + 300
-    while len(list(tmp_path.glob("rows/*.parquet"))) < 3 and time.monotonic() < patience:
+    facts = json.dumps(asdict(tiny_protocol))
+    command = [sys.executable, "-W", "ignore", "-c", UNTIL_KILLED, str(tmp_path), str(tiny_model), facts]
+    killed = subprocess.Popen(command, cwd=ROOT)
+    while len(list(tmp_path.glob("rows/*.parquet"))) < 3 and killed.poll() is None:
         time.sleep(0.05)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.join()
+    killed.wait()
     before = read_shards(tmp_path / "rows")
     units = len(before.drop_duplicates(["spec", "prompt"]))
     assert 3 <= units < 12
@@ -158,7 +170,7 @@ def test_a_search_tunes_on_one_half_and_tests_the_best_beside_the_published_on_t
     tmp_path, tiny_model, tiny_protocol, quiet, made, monkeypatch
 ):
     small = {name: replace(method, iterations=2) for name, method in list(search_grid().items())[::5]}
-    monkeypatch.setattr("analysis.compare.search_grid", lambda: small)
+    monkeypatch.setattr(import_module("analysis.compare"), "search_grid", lambda: small)
     pairs = animal_pairs()[:6]
     tune, test = halves(pairs)
     found = search(pairs, range(4), tmp_path, tiny_model, tiny_protocol, steps=2, console=quiet)
@@ -185,7 +197,7 @@ def test_one_prompt_cannot_be_halved(tmp_path, tiny_model, tiny_protocol, quiet)
 
 def test_the_plan_counts_what_is_left(tmp_path, tiny_pipe, tiny_detector):
     """The bar's total is the work to do, so its time left is true after a restart."""
-    console = Console(record=True, width=100, force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(record=True, width=100, force_terminal=True, file=StringIO())
     bench = Workbench(tiny_pipe, tiny_detector, tmp_path, console, "weights")
     bench.rows_of(Plan(PAIRS[:1], (0, 1), {}, steps=2))
     bench.rows_of(Plan(PAIRS, (0, 1), {}, steps=2))

@@ -1,6 +1,8 @@
 """The demo: end to end on random weights in seconds, and on the emoji world where its generator is there."""
 
 import json
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
 
 import duckdb
@@ -25,7 +27,7 @@ TEXT = "a cat and an elephant"
 @pytest.fixture(scope="module")
 def made(tiny_model, tiny_protocol, tmp_path_factory):
     """A demo of five seeds on random weights, and what it printed."""
-    console = Console(record=True, width=120, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=120, file=StringIO())
     out = tmp_path_factory.mktemp("demo") / "out"
     result = make_demo(out, TEXT, seeds=range(5), model=tiny_model, protocol=tiny_protocol, steps=4, console=console)
     return result, console.export_text()
@@ -141,7 +143,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path, tiny_model, tiny_protocol,
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("analysis.demo.score_images", interrupted)
+    monkeypatch.setattr(import_module("analysis.demo"), "score_images", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make_demo(
             tmp_path / "out", TEXT, seeds=[0], model=tiny_model, protocol=tiny_protocol, steps=2,

@@ -87,7 +87,10 @@ def test_detections_have_a_row_per_image_and_target_with_score_and_box(traced):
     assert set(found.loc[found["target"] == "elephant", "word_idx"]) == {4}
     for row in found.itertuples():
         sha256 = traced.sha256[row.method, row.seed]
-        scores = traced.store.sql("FROM scores WHERE image_sha256 = ? AND target = ?", [sha256, row.target])
+        scores = traced.store.sql(
+            "FROM scores WHERE image_sha256 = ? AND target = ? AND protocol = ?",
+            [sha256, row.target, traced.protocol.name],
+        )
         by_metric = scores.set_index("metric")["value"]
         assert row.score == by_metric["detection"]
         assert row.found == (row.score > traced.protocol.threshold)
