@@ -31,7 +31,7 @@ def load_pipeline(
         pipe = StableDiffusionPipeline.from_pretrained(
             folder if folder.is_dir() else name, dtype=dtype, use_safetensors=True, safety_checker=None
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # diffusers says ValueError for a name that cannot be a hub id
         raise FileNotFoundError(
             f"model {name!r} is neither 'emoji', nor a local folder, nor a hub model that can be fetched from here; "
             "download it where there is a network (huggingface-cli download) and give its folder"
