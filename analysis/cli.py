@@ -78,7 +78,7 @@ def demo(
 ) -> None:
     """Generate one prompt with and without regulation, trace it, and write a page that shows both."""
     with _plainly():
-        make_demo(out, prompt, target or (), range(seeds), model)
+        make_demo(out, prompt, target or (), range(seeds), model=model)
 
 
 @app.command()
@@ -97,7 +97,7 @@ def compare(
         if search and pairs is not Pairs.ALL:
             raise ValueError(f"--search splits all pairs by itself, got --pairs {pairs.value} too")
         if search:
-            search_variants(prompts, range(seeds), out, model)
+            search_variants(prompts, range(seeds), out, model=model)
         else:
             chosen = prompts if pairs is Pairs.ALL else halves(prompts)[pairs is Pairs.TEST]
-            compare_methods(chosen, range(seeds), {"published": AttentionRegulation()}, out, model)
+            compare_methods(chosen, range(seeds), {"published": AttentionRegulation()}, out, model=model)

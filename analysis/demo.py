@@ -9,10 +9,12 @@ Which prompt and images are shown follows rules that know nothing of regulated i
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
 from diffusers import DiffusionPipeline
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,11 +22,14 @@ from rich.table import Table
 from analysis.demo_page import QUERIES, Material, page_of
 from analysis.folder import check_replaceable, whole_folder
 from analysis.packing import pack
+from analysis.plan import animal_pairs
 from analysis.report import Page, html_of
 from analysis.scoring import score_images
+from metrics.detection import detect, detection_rate
 from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
 from regulate import METHODS, Request, generate
 from tracer.models import load_pipeline
+from tracer.prompts import Prompt
 from tracer.rows import Capture
 from tracer.scenes import ANIMALS, OBJECTS
 from tracer.store import Store
@@ -37,6 +42,7 @@ RULE = (
     "The prompt is the first of the benchmark's 66 animal pairs, in the benchmark's order, whose plain "
     "images miss an animal in at least half of the seeds 0 to 15. No regulated image was looked at for that."
 )
+GIVEN = "The prompt was given by whoever started the demo."
 SEEDS = tuple(range(16))
 # Maps of all images as 8-bit codes: exact ones would fill 180 MB. Statistics are of the live maps either way.
 CAPTURE = Capture(precision="uint8")
@@ -56,6 +62,7 @@ def demo(
     prompt: str | None = None,
     targets: Sequence[str] = (),
     seeds: Sequence[int] = SEEDS,
+    *,
     model: str = "emoji",
     protocol: Protocol | None = None,
     steps: int = 25,
@@ -74,24 +81,18 @@ def demo(
         console: where progress and the table at the end go.
 
     Raises:
-        ValueError: a target is not in the prompt, there is none, seeds are none or repeated, or `out` holds
-            something else; nothing is written then.
-        FileNotFoundError: the model or the detector is not on this machine; likewise.
+        ValueError: targets none or not in the prompt, seeds none or repeated, or `out` not ours; nothing is written.
+        FileNotFoundError: the model or the detector is not on this machine; nothing is written.
     """
-    out, console = Path(out), console or Console()
-    check_replaceable(out, MAKER)
+    check_replaceable(out := Path(out), MAKER)
+    console = console or Console()
     request = _request(prompt, tuple(targets), tuple(seeds), steps)
-    protocol = protocol or (emoji_protocol() if model == "emoji" else Protocol())
-    _check_known(request.targets, protocol)
     with console.status("loading the generator and the detector"):
-        pipe = load_pipeline(model)
-        targets_of(pipe.tokenizer, request.prompt, request.targets)
-        detector = load_detector(protocol)
-    rule = RULE if prompt is None else "The prompt was given by whoever started the demo."
+        pipe, detector = _loaded(request, model, protocol)
     with whole_folder(out, MAKER) as draft:
         recorded = draft / "recorded.duckdb"
         with Store.create(recorded) as store:
-            page = page_of(_material(draft, store, pipe, detector, request, console), rule)
+            page = page_of(_material(draft, store, pipe, detector, request, console), RULE if prompt is None else GIVEN)
         pack(recorded, draft / "trace.duckdb")
         recorded.unlink()
         _write_page(draft, page)
@@ -104,6 +105,20 @@ def _write_page(folder: Path, page: Page) -> None:
     for plate in page.plates:
         (folder / "figures" / f"{plate.name}.png").write_bytes(plate.png)
     (folder / "index.html").write_text(html_of(page), encoding="utf-8")
+
+
+def first_failing_pair(pipe: DiffusionPipeline, detector: Detector) -> Prompt:
+    """Return the prompt that `RULE` chooses for this generator and detector.
+
+    Raises:
+        LookupError: no pair fails as often.
+    """
+    for prompt in animal_pairs():
+        images = generate(pipe, Request(prompt.text, prompt.targets, SEEDS)).images
+        rate = detection_rate(detect(detector, images, [prompt.targets] * len(SEEDS)), detector.protocol.threshold)
+        if rate <= 0.5:
+            return prompt
+    raise LookupError("every pair is shown whole in more than half of the seeds")
 
 
 def nouns_of(prompt: str) -> tuple[str, ...]:
@@ -127,13 +142,18 @@ def _request(prompt: str | None, targets: tuple[str, ...], seeds: tuple[int, ...
     return Request(prompt, targets or nouns_of(prompt), seeds, steps)
 
 
-def _check_known(targets: tuple[str, ...], protocol: Protocol) -> None:
-    unknown = [target for target in targets if target.split()[-1].lower() not in ANIMALS + OBJECTS]
+def _loaded(request: Request, model: str, protocol: Protocol | None) -> tuple[DiffusionPipeline, Detector]:
+    """Return generator and detector, if they know what they are asked for."""
+    protocol = protocol or (emoji_protocol() if model == "emoji" else Protocol())
+    unknown = [target for target in request.targets if target.split()[-1].lower() not in ANIMALS + OBJECTS]
     if protocol.world == "emoji" and unknown:
         raise ValueError(
             f"the emoji world's detector does not know {', '.join(unknown)}; its nouns are "
             f"{', '.join(ANIMALS + OBJECTS)}"
         )
+    pipe = load_pipeline(model)
+    targets_of(pipe.tokenizer, request.prompt, request.targets)
+    return pipe, load_detector(protocol)
 
 
 def _material(
@@ -160,26 +180,28 @@ def _material(
                 folder / "images" / name,
                 done=lambda images, task=task: progress.advance(task, images),
             )
-            assert made.run_id is not None
+            runs.append(cast(int, made.run_id))  # there is one, as there is a store
             places = [(sha, f"images/{name}/{seed}.png") for sha, seed in zip(made.sha256, request.seeds, strict=True)]
-            store.add_images(made.run_id, dict(enumerate(places)))  # by their place in the finished folder
+            store.add_images(runs[-1], dict(enumerate(places)))  # by their place in the finished folder
             looking = progress.add_task(f"{name}: detection", total=len(request.seeds))
             score_images(store, detector, dict(zip(made.sha256, made.images, strict=True)), request.targets)
             progress.update(looking, completed=len(request.seeds))
-            runs.append(made.run_id)
             pictures |= {(name, s): np.asarray(i) for s, i in zip(request.seeds, made.images, strict=True)}
     return Material(store, runs[0], runs[1], detector.protocol, request, pictures)
 
 
 def _tell(console: Console, out: Path, page: Page) -> None:
     """Print the table of numbers, the outcomes and the queries."""
-    table = Table(title=f"“{page.prompt}”, detection protocol {page.protocol}", title_justify="left")
-    for place, column in enumerate(page.numbers.columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
-    for row in page.numbers.astype(str).itertuples(index=False):
+    numbers = page.numbers.drop(columns="images").astype(str)
+    table = Table(title=f"“{page.prompt}”, {page.counts.sum()} seeds", title_justify="left", box=SIMPLE_HEAD)
+    for column in numbers.columns:  # narrow enough for 80 characters
+        heading, justify = column.replace(" ", "\n"), "left" if column == "method" else "right"
+        table.add_column(heading, justify=justify, vertical="bottom", no_wrap=True)
+    for row in numbers.itertuples(index=False):
         table.add_row(*row)
     console.print(table)
     console.print(", ".join(f"{name} {count}" for name, count in page.counts.items()) + " (images by outcome)")
+    console.print(f"detection protocol {page.protocol}", highlight=False)
     console.print(f"\nThe page: {out / 'index.html'}", soft_wrap=True)
     console.print(f"Three queries to try next on {out / 'trace.duckdb'}:", soft_wrap=True)
     for query in QUERIES:

@@ -142,7 +142,7 @@ def _violins(material: Material, found: pd.DataFrame, chosen: Mapping[bool, int]
     seeds = material.request.seeds
     shown = [sample for flag in (False, True) if (sample := chosen.get(flag)) is not None]
     missing = found[(found["run_id"] == material.plain) & ~found["found"]]
-    layer, heads = _first_up_layer(material)
+    layer, heads = tables.most_attended_layer(material.store, material.plain, late)
     titles = {}
     for sample in shown:
         absent = list(missing.loc[missing["sample"] == sample, "target"])
@@ -161,7 +161,8 @@ def _violins(material: Material, found: pd.DataFrame, chosen: Mapping[bool, int]
         absent.get(frozenset(chosen), "")
         + "One shape per word: its attention probabilities over the pixels of one layer, at the first step "
         f"and at step {late}, the last that regulation would edit. Bars stand at the smallest, middle and "
-        "largest value; an arrow marks a target that the image does not show.",
+        "largest value; an arrow marks a target that the image does not show. The layer is the one that gives "
+        f"the targets most attention at step {late}, over the plain images of all seeds.",
         "Violins of attention probability by word: " + "; ".join(titles.values()),
         png_of(dominance_violins(values, missing[["sample", "word_idx"]], pictures, titles, caption)),
     )
@@ -210,9 +211,3 @@ def _method(material: Material) -> str:
 def _last_edited_step(material: Material) -> int:
     query = "SELECT max(step) FROM calls WHERE run_id = ? AND len(edited) > 0"
     return int(material.store.sql(query, [material.regulated]).iat[0, 0])
-
-
-def _first_up_layer(material: Material) -> tuple[str, int]:
-    query = "SELECT path, heads FROM layers WHERE run_id = ? AND block = 'up_blocks' ORDER BY layer LIMIT 1"
-    path, heads = material.store.sql(query, [material.plain]).iloc[0]
-    return str(path), int(heads)

@@ -6,7 +6,7 @@ the sample's number, by method, or by (method, seed). Every figure is returned, 
 alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -69,10 +69,8 @@ def dominance_violins(
 ) -> Figure:
     """Return one violin per word of the prompt, an image per row and a step per column.
 
-    Bars stand at the smallest, the middle and the largest value of all; the shape's width says nothing about
-    another word's. Targets are set in bold; an arrow points to a target that the image does not show.
-
-    Source: Figure 2 of arXiv 2403.06381.
+    Bars stand at the smallest, middle and largest value. Targets are bold; an arrow points to one that the image
+    does not show. Source: Figure 2 of arXiv 2403.06381.
 
     Args:
         values: from `tables.violin_values`.
@@ -84,8 +82,8 @@ def dominance_violins(
     Raises:
         ValueError: there is no picture, or a sample has no values.
     """
-    steps = sorted(values["step"].unique())
     _check_drawable(pictures, values)
+    steps = sorted(values["step"].unique())
     figure = Figure(figsize=(WIDTH, 1.85 * len(pictures) + 0.55), layout="constrained")
     grid = figure.subplots(len(pictures), 1 + len(steps), squeeze=False, width_ratios=[0.62] + [1] * len(steps))
     for row, (sample, picture) in zip(grid, pictures.items(), strict=True):
@@ -134,7 +132,7 @@ def _violin(points: Float[np.ndarray, " point"]) -> dict[str, object]:
 def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], caption: str) -> Figure:
     """Return words' maps over one seed's images: a row per method, phase and word, a step per column.
 
-    All the maps share one scale: a map that is darker than another stands for less attention.
+    All the maps share one scale: what is darker got more attention.
 
     Args:
         maps: rows of `tables.overlay_maps` for one seed of several runs.
@@ -145,13 +143,7 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
         ValueError: there is no picture, or a method has no maps.
     """
     _check_drawable(pictures, maps, "method")
-    steps = sorted(maps["step"].unique())
-    keys = [
-        (method, phase, word)
-        for method in pictures
-        for phase in ("original", "edited")
-        for word in _words(maps[(maps["method"] == method) & (maps["phase"] == phase)])
-    ]
+    steps, keys = sorted(maps["step"].unique()), _rows_of(maps, pictures)
     scale = Normalize(0, max(np.max(m) for m in maps["map"]))
     figure = Figure(figsize=(WIDTH, 0.98 * len(keys) + 0.5), layout="constrained")
     grid = figure.subplots(len(keys), 1 + len(steps), squeeze=False)
@@ -159,7 +151,7 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
         chosen = (maps["method"] == method) & (maps["phase"] == phase) & (maps["word_idx"] == index)
         by_step = maps[chosen].set_index("step")
         row[0].axis("off")
-        if keys[place - 1][:2] != (method, phase) or len(keys) == 1:
+        if (method, phase) not in [key[:2] for key in keys[:place]]:
             _show(row[0], pictures[method])
             row[0].set_title(method if phase == "original" else f"{method}, as edited", loc="left")
         for axes, step in zip(row[1:], steps, strict=True):
@@ -174,10 +166,15 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
     return figure
 
 
-def _words(rows: pd.DataFrame) -> list[tuple[int, str]]:
-    """Return number and text of the words in the rows, in prompt order."""
-    words = rows[["word_idx", "word"]].drop_duplicates("word_idx").sort_values("word_idx")
-    return list(words.itertuples(index=False, name=None))
+def _rows_of(maps: pd.DataFrame, methods: Iterable[str]) -> list[tuple[str, str, tuple[int, str]]]:
+    """Return (method, phase, (number, text) of a word) in the order of the figure's rows."""
+    rows = []
+    for method in methods:
+        for phase in ("original", "edited"):
+            words = maps.loc[(maps["method"] == method) & (maps["phase"] == phase), ["word_idx", "word"]]
+            words = words.drop_duplicates("word_idx").sort_values("word_idx")
+            rows += [(method, phase, word) for word in words.itertuples(index=False, name=None)]
+    return rows
 
 
 def _overlay(axes: Axes, picture: Picture, row: pd.Series | None, scale: Normalize) -> None:
@@ -212,15 +209,13 @@ def comparison_grid(
         ValueError: there is no picture.
     """
     _check_drawable(pictures)
-    methods = list(detections["method"].unique())
-    seeds = list(outcomes["seed"])
+    methods, seeds = list(detections["method"].unique()), list(outcomes["seed"])
     columns = min(columns, len(seeds))
     blocks = -(-len(seeds) // columns)
     colours = dict(zip(detections["target"].unique(), TARGET_COLOURS * len(detections), strict=False))
     height = WIDTH / columns + 0.12 * len(colours)
     figure = Figure(figsize=(WIDTH, blocks * (len(methods) * height + 0.42) + 0.25), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(blocks, 1))
-    for block, part in enumerate(parts):
+    for block, part in enumerate(np.atleast_1d(figure.subfigures(blocks, 1))):
         grid = part.subplots(len(methods), columns, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")

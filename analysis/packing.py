@@ -18,6 +18,7 @@ def pack(recorded: Path, packed: Path) -> None:
     if packed.exists():
         raise ValueError(f"{packed} must not exist yet")
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("ATTACH ? AS recorded (READ_ONLY)", [str(recorded)])
         connection.execute(f"ATTACH ? AS packed (ROW_GROUP_SIZE {ROW_GROUP}, STORAGE_VERSION 'v1.4.0')", [str(packed)])
         connection.execute("COPY FROM DATABASE recorded TO packed")

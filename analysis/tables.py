@@ -179,6 +179,25 @@ def edited_layers(store: Store, run: int) -> tuple[str, ...]:
     return tuple(edited["path"])
 
 
+def most_attended_layer(store: Store, run: int, step: int) -> tuple[str, int]:
+    """Return path and number of heads of the layer that gives the targets most attention, over all images of a run.
+
+    Attention is m of the view ``dominance``: the mean over heads of the 0.9-quantile of a target's map.
+
+    Raises:
+        LookupError: the run has no maps at the step.
+    """
+    first = store.sql(
+        """SELECT path, heads FROM dominance JOIN layers USING (run_id, layer, path)
+        WHERE run_id = $run AND step = $step AND phase = 'original'
+        GROUP BY layer, path, heads ORDER BY avg(m) DESC, layer LIMIT 1""",
+        {"run": run, "step": step},
+    )
+    if first.empty:
+        raise LookupError(f"run {run} has no maps at step {step}")
+    return str(first.at[0, "path"]), int(first.at[0, "heads"])
+
+
 def dominance_by_outcome(store: Store, runs: Sequence[int], protocol: str, step: int) -> pd.DataFrame:
     """Return a row per (run, whether all targets were found): images and their median dominance ratio.
 

@@ -40,7 +40,7 @@ def called(monkeypatch):
     """The public functions, replaced by a list of what they were called with."""
     calls = []
     for name in ("make_demo", "compare_methods", "search_variants"):
-        monkeypatch.setattr(cli, name, lambda *given, name=name: calls.append((name, *given)))
+        monkeypatch.setattr(cli, name, lambda *given, name=name, **named: calls.append((name, *given, *named.items())))
     return calls
 
 
@@ -49,8 +49,8 @@ def test_demo_passes_its_options_on(called, tmp_path):
     options = ["--prompt", "a cat and a dog", "--target", "cat", "--target", "dog", "--seeds", "3", "--model", "there"]
     assert run("demo", "--out", str(tmp_path / "out"), *options).exit_code == 0
     assert called == [
-        ("make_demo", tmp_path / "out", None, (), range(16), "emoji"),
-        ("make_demo", tmp_path / "out", "a cat and a dog", ["cat", "dog"], range(3), "there"),
+        ("make_demo", tmp_path / "out", None, (), range(16), ("model", "emoji")),
+        ("make_demo", tmp_path / "out", "a cat and a dog", ["cat", "dog"], range(3), ("model", "there")),
     ]
 
 
@@ -61,10 +61,10 @@ def test_compare_runs_on_all_pairs_one_half_or_searches(called, tmp_path):
     published = {"published": AttentionRegulation()}
     assert called == [
         *(
-            ("compare_methods", pairs, range(16), published, tmp_path, "emoji")
+            ("compare_methods", pairs, range(16), published, tmp_path, ("model", "emoji"))
             for pairs in (animal_pairs(), tune, test)
         ),
-        ("search_variants", animal_pairs(), range(4), tmp_path, "emoji"),
+        ("search_variants", animal_pairs(), range(4), tmp_path, ("model", "emoji")),
     ]
 
 
@@ -76,7 +76,7 @@ def test_a_search_chooses_its_halves_itself(called):
 
 @pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
 def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, monkeypatch):
-    def fail(*given: object) -> None:
+    def fail(*given: object, **named: object) -> None:
         raise error("targets must be\n  words of the prompt")
 
     monkeypatch.setattr(cli, "make_demo", fail)
@@ -87,7 +87,7 @@ def test_what_a_user_can_mend_is_one_line_and_exit_code_2(error, monkeypatch):
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):
-    def fail(*given: object) -> None:
+    def fail(*given: object, **named: object) -> None:
         raise KeyError("a bug")
 
     monkeypatch.setattr(cli, "make_demo", fail)

@@ -40,7 +40,9 @@ def run(tiny_model, tiny_protocol, quiet):
     """Compare on the random model, two steps an image."""
 
     def compare(out, pairs=PAIRS, seeds=range(2), methods=REGULATION):
-        return compare_methods(pairs, seeds, methods, out, tiny_model, tiny_protocol, steps=2, console=quiet)
+        return compare_methods(
+            pairs, seeds, methods, out, model=tiny_model, protocol=tiny_protocol, steps=2, console=quiet
+        )
 
     return compare
 
@@ -127,7 +129,8 @@ from metrics import Protocol
 from regulate import AttentionRegulation
 out, model, protocol = sys.argv[1:]
 methods = {"regulation": AttentionRegulation(iterations=3)}
-compare(animal_pairs()[:6], range(3), methods, out, model, Protocol(**json.loads(protocol)), 2, Console(quiet=True))
+known = {"model": model, "protocol": Protocol(**json.loads(protocol)), "console": Console(quiet=True)}
+compare(animal_pairs()[:6], range(3), methods, out, steps=2, **known)
 """
 
 
@@ -173,7 +176,7 @@ def test_a_search_tunes_on_one_half_and_tests_the_best_beside_the_published_on_t
     monkeypatch.setattr(import_module("analysis.compare"), "search_grid", lambda: small)
     pairs = animal_pairs()[:6]
     tune, test = halves(pairs)
-    found = search(pairs, range(4), tmp_path, tiny_model, tiny_protocol, steps=2, console=quiet)
+    found = search(pairs, range(4), tmp_path, model=tiny_model, protocol=tiny_protocol, steps=2, console=quiet)
     assert found.chosen in small
     assert set(found.tested["method"]) == {"plain", "published", found.chosen}
     assert set(found.tuned["method"]) <= {"plain", *small}
@@ -191,7 +194,7 @@ def test_a_search_tunes_on_one_half_and_tests_the_best_beside_the_published_on_t
 
 def test_one_prompt_cannot_be_halved(tmp_path, tiny_model, tiny_protocol, quiet):
     with pytest.raises(ValueError, match="enough for two halves, got 1"):
-        search(PAIRS[:1], range(2), tmp_path / "out", tiny_model, tiny_protocol, console=quiet)
+        search(PAIRS[:1], range(2), tmp_path / "out", model=tiny_model, protocol=tiny_protocol, console=quiet)
     assert not (tmp_path / "out").exists()
 
 

@@ -13,15 +13,20 @@ from rich.console import Console
 
 from analysis import demo as make_demo
 from analysis import demo_page
-from analysis.demo import PROMPT, RULE, SEEDS, TARGETS, nouns_of
+from analysis.demo import PROMPT, RULE, SEEDS, TARGETS, first_failing_pair, nouns_of
 from analysis.demo_page import QUERIES, Material, page_of
 from analysis.plan import animal_pairs
+from metrics.weights import load_detector
 from regulate.generate import digest
 from tracer.folders import emoji_world
+from tracer.models import load_pipeline
 from tracer.rows import ScoreRow
 from tracer.store import Store
 
 TEXT = "a cat and an elephant"
+needs_generator = pytest.mark.skipif(
+    not (emoji_world() / "sd" / "unet").is_dir(), reason="the emoji world's generator is not there"
+)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +219,14 @@ def test_the_numbers_are_the_traces(made):
     assert f"step_size {parameters['step_size']}" in (result.folder / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.skipif(not (emoji_world() / "sd" / "unet").is_dir(), reason="the emoji world's generator is not there")
+@needs_generator
+def test_the_default_prompt_is_the_one_that_its_rule_chooses():
+    """Trained on, the generator may fail elsewhere: then the constant must follow."""
+    chosen = first_failing_pair(load_pipeline("emoji"), load_detector())
+    assert (chosen.text, chosen.targets) == (PROMPT, TARGETS)
+
+
+@needs_generator
 def test_the_demo_runs_on_the_emoji_world(tmp_path: Path):
     result = make_demo(tmp_path / "out", seeds=range(2), console=Console(quiet=True))
     assert result.counts.sum() == 2

@@ -82,6 +82,11 @@ def test_wins_ties_and_losses_are_counted_by_prompt():
     assert win_tie_loss(method, plain) == Record(wins=2, ties=1, losses=1)
 
 
+def test_the_last_bit_of_a_sum_breaks_no_tie():
+    assert 0.1 + 0.2 - 0.3 != 0
+    assert win_tie_loss(np.array([[0.1, 0.2, 0.0]]), np.array([[0.0, 0.0, 0.3]])) == Record(0, 1, 0)
+
+
 def test_an_interval_prints_in_percent():
     assert str(Interval(0.057, -0.016, 0.135)) == "5.7 [-1.6, 13.5]"
 

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from analysis import tables
+from regulate import METHODS, Request, generate
 from tracer.rows import ScoreRow
+from tracer.store import Store
 
 LAYER = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 WORDS = ["a", "cat", "and", "an", "elephant"]
@@ -29,6 +31,35 @@ def test_violin_values_are_the_exact_maps_of_every_word_in_prompt_order(traced):
         maps = traced.store.maps_of(traced.plain, sample, LAYER, positions(traced, sample, index))
         assert np.allclose(part["value"], maps[step].ravel(), atol=0, rtol=1e-6)
         assert set(part["token"]) == {positions(traced, sample, index)[0]}
+
+
+@pytest.fixture(scope="module")
+def split(tiny_pipe, tmp_path_factory):
+    """A regulated run whose second target the tokenizer does not know: a word of several pieces."""
+    request = Request("a cat and a giraffe", ("cat", "giraffe"), (0,), steps=2)
+    with Store.create(tmp_path_factory.mktemp("split") / "trace.duckdb") as store:
+        generate(tiny_pipe, request, METHODS["regulation"], store)
+        yield store
+
+
+def test_a_word_of_several_pieces_is_one_word_whose_map_is_their_sum(split):
+    pieces = split.sql("SELECT token FROM tokens WHERE word = 'giraffe' ORDER BY token")["token"].tolist()
+    assert len(pieces) > 1
+    own = split.maps_of(1, 0, LAYER, pieces)[1]
+    values = tables.violin_values(split, 1, [0], LAYER, [1])
+    giraffe = values[values["word"] == "giraffe"]
+    assert set(giraffe["token"]) == {pieces[0]}
+    assert np.allclose(giraffe["value"], own.ravel(), rtol=1e-6)
+    maps = tables.overlay_maps(split, 1, [0], [LAYER], [1]).set_index(["phase", "word"])
+    assert np.allclose(maps.loc[("original", "giraffe"), "map"], own.mean(0).ravel(), atol=1e-6)
+
+
+def test_violin_values_are_what_the_model_computed_not_what_an_edit_left(split):
+    values = tables.violin_values(split, 1, [0], LAYER, [0])
+    cat = values.loc[values["word"] == "cat", "value"]
+    original, edited = (split.maps_of(1, 0, LAYER, [2], phase)[0].ravel() for phase in ("original", "edited"))
+    assert np.allclose(cat, original, rtol=1e-6)
+    assert not np.allclose(original, edited, rtol=1e-3)
 
 
 def test_violin_values_name_the_image_and_its_targets(traced):
@@ -78,6 +109,19 @@ def test_edited_layers_are_the_methods(traced):
     blocks = {path.split(".attentions")[0] for path in tables.edited_layers(traced.store, traced.regulated)}
     assert blocks == {"down_blocks.1", "up_blocks.0"}
     assert tables.edited_layers(traced.store, traced.plain) == ()
+
+
+def test_the_most_attended_layer_gives_the_targets_the_highest_quantiles(traced):
+    path, heads = tables.most_attended_layer(traced.store, traced.plain, 2)
+    stats = traced.store.sql(
+        "SELECT path, avg(p90) AS m FROM stats WHERE run_id = ? AND step = 2 AND is_target AND whole_word "
+        "AND phase = 'original' GROUP BY path",
+        [traced.plain],
+    )
+    assert path == stats.loc[stats["m"].idxmax(), "path"]
+    assert heads == 4
+    with pytest.raises(LookupError, match="no maps at step 99"):
+        tables.most_attended_layer(traced.store, traced.plain, 99)
 
 
 def test_detections_have_a_row_per_image_and_target_with_score_and_box(traced):
