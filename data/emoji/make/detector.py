@@ -37,7 +37,7 @@ from tracer.scenes import COLOURS, OBJECTS, SIZE, article
 
 WORLD = Path(__file__).resolve().parent.parent
 WORK = WORLD.parent.parent / "build" / "detector"
-SCHEDULE = Schedule(steps=7_500, rate=1.2e-3, batch=32, warmup=150, decay_from=0.55, average=0.997, weight_decay=0.05)
+SCHEDULE = Schedule(steps=6_500, rate=1.2e-3, batch=32, warmup=150, decay_from=0.55, average=0.997, weight_decay=0.05)
 RENDERED, DECODED = 24_000, 10_000  # pictures in the pools
 RENDERED_ONLY = 500  # steps; then five of eight pictures are decoded ones, so more than half over all
 FRESH_FROM, FRESH = 3_500, 6  # step from which so many of a batch are new even blends and single things
