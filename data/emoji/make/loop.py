@@ -42,7 +42,11 @@ class Schedule:
 
 
 def train(
-    model: nn.Module, loss_of: Callable[[int, torch.Generator], Tensor], schedule: Schedule, work: Path
+    model: nn.Module,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    schedule: Schedule,
+    work: Path,
+    until: int | None = None,
 ) -> dict[str, Tensor]:
     """Train in place and return the moving average of the weights; resume from `work` if it holds a checkpoint.
 
@@ -51,6 +55,7 @@ def train(
         loss_of: the loss of a step, given its number and a generator seeded for it.
         schedule: how long and how fast.
         work: folder of ``checkpoint.safetensors`` and ``loss.csv``.
+        until: step to stop at before the schedule's end; another call goes on from there.
     """
     torch.set_flush_denormal(True)
     work.mkdir(parents=True, exist_ok=True)
@@ -60,9 +65,11 @@ def train(
     )
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     start = _resume(model, optimiser, average, work)
+    _cut_log(work, start)
     saved = begun = time.monotonic()
     recent: list[float] = []
-    for step in range(start, schedule.steps):
+    last = schedule.steps if until is None else until
+    for step in range(start, last):
         for group in optimiser.param_groups:
             group["lr"] = schedule.rate_at(step)
         loss = loss_of(step, torch.Generator().manual_seed(schedule.seed * 1_000_003 + step))
@@ -80,7 +87,7 @@ def train(
             if time.monotonic() - saved > schedule.save_every:
                 _save(model, optimiser, average, step + 1, work)
                 saved = time.monotonic()
-    _save(model, optimiser, average, schedule.steps, work)
+    _save(model, optimiser, average, max(start, last), work)
     return average
 
 
@@ -111,6 +118,14 @@ def _resume(model: nn.Module, optimiser: torch.optim.Optimizer, average: dict[st
             if f"{key}/{name}" in tensors:
                 optimiser.state[value][key] = tensors[f"{key}/{name}"].to(memory_format=torch.preserve_format)
     return int(tensors["step"])
+
+
+def _cut_log(work: Path, step: int) -> None:
+    """Drop what a training that was stopped has logged of steps past its checkpoint: they are taken again."""
+    path = work / "loss.csv"
+    if path.exists():
+        title, *rows = path.read_text().splitlines(keepends=True)
+        path.write_text(title + "".join(row for row in rows if int(row.split(",")[0]) <= step))
 
 
 def _log(work: Path, step: int, loss: float, seconds: float) -> None:
