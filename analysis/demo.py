@@ -37,7 +37,7 @@ from tracer.words import targets_of
 
 MAKER = "attnreg demo"
 METHOD = "regulation"
-PROMPT, TARGETS = "a cat and a dog", ("cat", "dog")
+PROMPT, TARGETS = "a cat and a lion", ("cat", "lion")
 RULE = (
     "The prompt is the first of the benchmark's 66 animal pairs, in the benchmark's order, whose plain "
     "images miss an animal in at least half of the seeds 0 to 15. No regulated image was looked at for that."
