@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from analysis.plan import PLAIN
@@ -89,13 +90,17 @@ def _spread(name: str, interval: Interval) -> dict[str, float]:
 
 def as_table(lines: pd.DataFrame, title: str) -> Table:
     """Return a summary for the terminal, rates in percent, differences in points."""
-    table = Table(title=title, title_justify="left", caption=f"protocol {lines['protocol'].iat[0]}")
-    headings = ("method", "pairs", "images", "both found, %", "difference, points [95 %]")
-    for heading in (*headings, "won", "lost", "both found", "both fail"):
-        table.add_column(heading, justify="left" if heading in ("method", "pairs") else "right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.caption, table.caption_justify = f"protocol {lines['protocol'].iat[0]}", "left"
+    headings = ("method", "pairs", "images", "both\nfound, %", "difference,\npoints [95 %]")
+    for heading in (*headings, "won", "lost", "both\nfound", "both\nfail"):
+        left = heading in ("method", "pairs")
+        table.add_column(heading, justify="left" if left else "right", vertical="bottom", no_wrap=heading != "method")
+    named = ""
     for line in lines.itertuples(index=False):
         difference = Interval(line.difference, line.difference_low, line.difference_high)
         shares = [f"{getattr(line, name) / line.images:.1%}" for name in ("won", "lost", "both_found", "both_fail")]
         against = ["-"] * 5 if line.method == PLAIN else [str(difference), *shares]
-        table.add_row(line.method, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against)
+        label, named = "" if line.method == named else line.method, line.method
+        table.add_row(label, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against)
     return table
