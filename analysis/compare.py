@@ -4,7 +4,7 @@
     search(animal_pairs(), range(16), "runs/search")
 
 Work to do is what is planned minus what is done: both resume after they were killed, with nothing done twice.
-Time: 0.6 s an image on two cores of 25 GFLOPS; 66 pairs x 16 seeds x 2 methods in 20 minutes, a search in 75.
+Time: 0.65 s an image on two cores; 66 pairs x 16 seeds x 2 methods in 23 minutes, a search in 75.
 """
 
 from collections.abc import Mapping, Sequence

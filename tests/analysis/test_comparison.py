@@ -84,3 +84,13 @@ def test_the_table_prints_percent_points_and_the_protocol(rows):
     for cell in ("41.7", "16.7 [", "25.0%", "8.3%", "50.0%"):
         assert cell in line
     assert any("protocol p1" in line for line in lines)
+
+
+def test_the_table_cuts_nothing_off_in_80_columns(rows):
+    name = "16x16 layers, step 100, until 0.25, decay 0.99"
+    rows["method"] = rows["method"].replace("published", name)
+    console = Console(record=True, width=80, file=StringIO())
+    console.print(as_table(summary(rows), "3 prompts x 4 seeds"))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(part in text for part in ("16x16", "0.99", "difference,", "points [95 %]"))

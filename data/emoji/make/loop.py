@@ -87,7 +87,8 @@ def train(
             if time.monotonic() - saved > schedule.save_every:
                 _save(model, optimiser, average, step + 1, work)
                 saved = time.monotonic()
-    _save(model, optimiser, average, max(start, last), work)
+    if start < last:  # else another process may be reading the checkpoint
+        _save(model, optimiser, average, last, work)
     return average
 
 
