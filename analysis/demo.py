@@ -28,9 +28,9 @@ from analysis.scoring import score_images
 from metrics.detection import detect, detection_rate
 from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
 from regulate import METHODS, Request, generate
+from tracer.capture import Capture
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
-from tracer.rows import Capture
 from tracer.scenes import ANIMALS, OBJECTS
 from tracer.store import Store
 from tracer.words import targets_of

@@ -4,7 +4,7 @@ Conventions: rows of ``scores`` under the detector's protocol, one set per image
     detection  the best box's score for the target, in [0, 1]
     found      1 if that is above the protocol's threshold, else 0; with the empty target: 1 if all are found
     box_left, box_top, box_right, box_bottom  the box, in pixels; absent where there is no box
-An image is known by its SHA-256 (`regulate.generate.digest`), so the same picture is looked at once.
+An image is known by its SHA-256 (`tracer.pictures.digest`), so the same picture is looked at once.
 """
 
 from collections.abc import Mapping, Sequence

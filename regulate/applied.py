@@ -5,7 +5,7 @@ with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], see
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,10 @@ from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from regulate.method import Method, Subject
-from tracer.attention import Record, attending, cross_attention_sites
+from tracer.attention import attending
 from tracer.passes import Passes, following
+from tracer.sites import attention_sites
+from tracer.tap import Record
 from tracer.words import targets_of, tokens_of
 
 
@@ -80,29 +82,33 @@ def applied(
         ValueError: before anything is hooked, if a target is not in its prompt or a prompt is too long; inside the
             block, if the pipeline is called with another prompt than the one given.
     """
+    if getattr(pipe, "unet", None) is None:
+        raise ValueError(f"pipe must be a pipeline with a UNet, got {type(pipe).__name__}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     wanted: list[Sequence[str]] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
     subjects = subjects_of(pipe, prompts, wanted, seeds)
     method.check(subjects)
-    with following(pipe) as passes:
+    with following(pipe) as passes, ExitStack() as stack:
         guard = _PromptGuard(pipe, prompts, len(seeds) // len(prompts), passes)
-        handle = pipe.unet.register_forward_pre_hook(guard)
-        try:
-            edit = method.attention_edit(pipe, subjects, passes)
-            sites = cross_attention_sites(pipe.unet) if record else edit.sites if edit else ()
-            run = Run(passes, subjects, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
-            if not sites:
-                yield run
-            else:
-                chosen = None if edit is None else _only_at(edit.sites, edit.edit)
-                with attending(pipe.unet, sites, chosen, record):
-                    yield run
-        finally:
-            handle.remove()
+        stack.callback(pipe.unet.register_forward_pre_hook(guard).remove)
+        stack.enter_context(_named(passes, method))
+        edit = method.attention_edit(pipe, subjects, passes)
+        if record is not None:
+            stack.enter_context(attending(pipe.unet, attention_sites(pipe.unet), record=record))
+        if edit is not None:
+            stack.enter_context(attending(pipe.unet, edit.sites, edit=edit.edit))
+        yield Run(passes, subjects, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
 
 
-def _only_at(sites: tuple[str, ...], edit: Any) -> Any:
-    return lambda tap: edit(tap) if tap.site in sites else None
+@contextmanager
+def _named(passes: Passes, method: Method) -> Iterator[None]:
+    """Say, to whoever follows the same passes, which method acts on them."""
+    before = passes.method, passes.method_params
+    passes.method, passes.method_params = method.name, method.parameters()
+    try:
+        yield
+    finally:
+        passes.method, passes.method_params = before
 
 
 class _PromptGuard:
@@ -113,7 +119,7 @@ class _PromptGuard:
         self.expected: Tensor | None = None
 
     def __call__(self, unet: nn.Module, args: Any) -> None:
-        if self.passes.step != 0 or self.passes.text is None:
+        if self.passes.kind != "sample" or self.passes.step != 0 or self.passes.text is None:
             return
         text = self.passes.text[self.passes.rows]
         expected = self._announced(text.device)

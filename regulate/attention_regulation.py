@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regulate.method import AttentionEdit, Method, Subject
-from tracer.attention import Edited, Tap, cross_attention_sites
 from tracer.passes import Passes
+from tracer.sites import attention_sites
+from tracer.tap import Edited, Tap
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class AttentionRegulation(Method):
         Raises:
             ValueError: no site fits `layers`.
         """
-        sites = chosen_sites(cross_attention_sites(pipe.unet), self.layers)
+        sites = chosen_sites(attention_sites(pipe.unet), self.layers)
         return AttentionEdit(sites, Regulator(self, subjects, passes, sites))
 
 

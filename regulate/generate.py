@@ -1,28 +1,19 @@
 """Generate images with a method, and trace them, in one call: for scripts and experiments."""
 
-import hashlib
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import diffusers
-import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
-from torch.utils.hooks import RemovableHandle
 
 from regulate.applied import applied, subjects_of
 from regulate.method import Method
-from tracer.attention import cross_attention_sites
-from tracer.folders import emoji_world
-from tracer.passes import Passes
-from tracer.record import Recorder
-from tracer.rows import Capture, RunRow, SampleRow
+from tracer.capture import Capture
+from tracer.pictures import digest, write_image
+from tracer.recording import recording
 from tracer.store import Store
-from tracer.words import targets_of, tokens_of
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def generate(
         request: what to generate.
         method: how; None or `Method()` is stock diffusers, bit for bit.
         trace: a store that takes every cross-attention map of every pass, as one run.
-        capture: what the trace keeps; by default the conditional half, exactly.
+        capture: what the trace keeps; by default every layer, head, step and word of the conditional half.
         folder: where the images are written as ``<seed>.png``, each whole or not at all.
         done: called after each batch with the number of its images.
 
@@ -89,122 +80,32 @@ def generate(
         raise ValueError(f"a request needs seeds and a batch of at least 1, got {request.seeds}, {request.batch}")
     method.check(subjects_of(pipe, [request.prompt], [request.targets], request.seeds))
     images: list[Image.Image] = []
-    tracing = nullcontext() if trace is None else _Tracing(pipe, request, method, trace, capture)
-    with tracing as tracing_run:
+    with ExitStack() as stack:
+        traced = None
+        if trace is not None:
+            save = None if folder is None else lambda sample, image: write_image(image, folder / f"{sample.seed}.png")
+            traced = stack.enter_context(recording(pipe, trace, capture, request.targets, save=save))
         for start in range(0, len(request.seeds), request.batch):
             seeds = request.seeds[start : start + request.batch]
-            batch = _one_batch(pipe, request, method, seeds, tracing_run)
-            paths = [""] * len(batch) if folder is None else _written(batch, seeds, folder)
-            if tracing_run is not None:
-                tracing_run.recorder.images([(digest(i), p) for i, p in zip(batch, paths, strict=True)])
+            batch = _one_batch(pipe, request, method, seeds)
+            if folder is not None and traced is None:
+                for image, seed in zip(batch, seeds, strict=True):
+                    write_image(image, folder / f"{seed}.png")
             images += batch
             done(len(batch))
-    run_id = None if tracing_run is None else tracing_run.run_id
-    return Generated(images, [digest(image) for image in images], run_id)
+    return Generated(images, [digest(image) for image in images], None if traced is None else traced.run_id)
 
 
-def digest(image: Image.Image) -> str:
-    """Return the SHA-256 of an image's size and RGB pixels: the same however the file was compressed."""
-    return hashlib.sha256(str(image.size).encode() + image.convert("RGB").tobytes()).hexdigest()
-
-
-def _one_batch(
-    pipe: DiffusionPipeline,
-    request: Request,
-    method: Method,
-    seeds: tuple[int, ...],
-    tracing: "_Tracing | None",
-) -> list[Image.Image]:
-    if tracing is not None:
-        tracing.next_batch(seeds)
-    recorder = None if tracing is None else tracing.recorder
-    with applied(pipe, method, request.prompt, request.targets, seeds, record=recorder) as run:
-        handle = None if tracing is None else tracing.announce(run.passes)
-        try:
-            return pipe(  # pyright: ignore[reportCallIssue] # the base class has no __call__
-                request.prompt,
-                negative_prompt=request.negative,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance,
-                height=request.height,
-                width=request.width,
-                num_images_per_prompt=len(seeds),
-                generator=run.generators,
-                **run.call,
-            ).images
-        finally:
-            if handle is not None:
-                handle.remove()
-
-
-def _written(images: list[Image.Image], seeds: tuple[int, ...], folder: Path) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for image, seed in zip(images, seeds, strict=True):
-        path, partial = folder / f"{seed}.png", folder / f".{seed}.partial.png"
-        image.save(partial)
-        partial.replace(path)
-        paths.append(str(path))
-    return paths
-
-
-class _Tracing:
-    """One run in the trace: its samples by batch, and the announcement of every pass."""
-
-    def __init__(
-        self, pipe: DiffusionPipeline, request: Request, method: Method, store: Store, capture: Capture | None
-    ):
-        self.pipe, self.request, self.method = pipe, request, method
-        self.recorder = Recorder(store, capture)
-        self.run_id: int | None = None
-        self.seen = 0
-
-    def __enter__(self) -> "_Tracing":
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self.recorder.__exit__(*exception)
-
-    def next_batch(self, seeds: tuple[int, ...]) -> None:
-        """Tell the recorder which images come next."""
-        request, tokenizer = self.request, self.pipe.tokenizer
-        targets = targets_of(tokenizer, request.prompt, request.targets)
-        samples = [
-            SampleRow(self.seen + i, request.prompt, seed, request.negative, targets) for i, seed in enumerate(seeds)
-        ]
-        tokens = [tokens_of(tokenizer, request.prompt)] * len(seeds)
-        negative = [tokens_of(tokenizer, request.negative)] * len(seeds)
-        uncond = negative if "uncond" in self.recorder.capture.branches else ()
-        if self.run_id is None:
-            sites = cross_attention_sites(self.pipe.unet)
-            self.run_id = self.recorder.begin(self._row(), samples, tokens, sites, uncond)
-        else:
-            self.recorder.batch(samples, tokens, uncond)
-        self.seen += len(seeds)
-
-    def announce(self, passes: Passes) -> RemovableHandle:
-        """Announce every pass to the recorder before it happens."""
-        return self.pipe.unet.register_forward_pre_hook(
-            lambda unet, args: self.recorder.call(passes.step, passes.timestep, passes.sigma, guided=passes.guided)
-        )
-
-    def _row(self) -> RunRow:
-        pipe, request = self.pipe, self.request
-        factor = pipe.vae_scale_factor * pipe.unet.config.sample_size
-        name = str(pipe.name_or_path or "unnamed")  # a path, if it was loaded from one
-        model = "emoji" if Path(name) == emoji_world() / "sd" else name
-        spec = {"model": model, "method": self.method.name, "parameters": self.method.parameters()} | asdict(request)
-        return RunRow(
-            model=model,
-            spec_hash=hashlib.blake2b(json.dumps(spec, sort_keys=True).encode(), digest_size=8).hexdigest(),
-            pipeline=type(pipe).__name__,
-            scheduler=type(pipe.scheduler).__name__,
-            n_steps=request.steps,
-            guidance=request.guidance,
-            height=request.height or factor,
-            width=request.width or factor,
-            dtype=str(pipe.unet.dtype).removeprefix("torch."),
-            method=self.method.name,
-            method_params=self.method.parameters(),
-            versions={"torch": torch.__version__, "diffusers": diffusers.__version__},
-        )
+def _one_batch(pipe: DiffusionPipeline, request: Request, method: Method, seeds: tuple[int, ...]) -> list[Image.Image]:
+    with applied(pipe, method, request.prompt, request.targets, seeds) as run:
+        return pipe(  # pyright: ignore[reportCallIssue] # the base class has no __call__
+            request.prompt,
+            negative_prompt=request.negative,
+            num_inference_steps=request.steps,
+            guidance_scale=request.guidance,
+            height=request.height,
+            width=request.width,
+            num_images_per_prompt=len(seeds),
+            generator=run.generators,
+            **run.call,
+        ).images

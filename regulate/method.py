@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from diffusers import DiffusionPipeline
 
-from tracer.attention import Edit
 from tracer.passes import Passes
+from tracer.tap import Edit
 from tracer.words import Target
 
 

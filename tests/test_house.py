@@ -11,7 +11,7 @@ from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tracer.attention import Tap
+from tracer.tap import Tap
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tracer", "regulate", "metrics", "analysis")

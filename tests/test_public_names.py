@@ -4,8 +4,8 @@ import pytest
 
 PUBLIC = {
     "tracer": {
-        "Capture", "Prompt", "Recorder", "Store", "attending", "cross_attention_sites", "load_pipeline",
-        "load_prompts",
+        "EVERYTHING", "Capture", "Prompt", "Recorder", "Store", "attending", "attention_sites", "load_pipeline",
+        "load_prompts", "recording",
     },
     "regulate": {"METHODS", "AttentionRegulation", "Method", "Request", "applied", "generate"},
     "analysis": {"compare", "demo", "search"},

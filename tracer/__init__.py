@@ -1,25 +1,31 @@
-"""Trace the cross-attention of text-to-image models: one seam, one store, one rule for words.
+"""Trace the attention that text-to-image models pay to their text: one seam, one store, one rule for words.
 
+recording(pipe, trace)                  every map of every call of a pipeline, in one line
+Store                                   a trace file: SQL, a word's maps as an array, several files in one query
+Capture, EVERYTHING                     what is kept: layers, steps, heads, tokens, precision, resolution
 attending(model, sites, edit, record)   see, and change, attention while a block runs
-Recorder, Store                         every map of every pass in DuckDB, and how to ask for it
 Prompt, load_prompts                    texts with the words that an image must show
 load_pipeline                           the emoji world, a local folder, or a hub model
 """
 
-from tracer.attention import attending, cross_attention_sites
+from tracer.attention import attending
+from tracer.capture import EVERYTHING, Capture
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt, load_prompts
 from tracer.record import Recorder
-from tracer.rows import Capture
+from tracer.recording import recording
+from tracer.sites import attention_sites
 from tracer.store import Store
 
 __all__ = [
+    "EVERYTHING",
     "Capture",
     "Prompt",
     "Recorder",
     "Store",
     "attending",
-    "cross_attention_sites",
+    "attention_sites",
     "load_pipeline",
     "load_prompts",
+    "recording",
 ]

@@ -12,6 +12,9 @@ from jaxtyping import Shaped
 from tracer.measure import Measured
 from tracer.statistics import STATISTICS
 
+# the tables of maps, by the column that only they have
+MAPS = {"q": "maps", "bits": "maps_f16", "map": "maps_f32"}
+
 _BRANCHES = pa.array(["cond", "uncond"])
 _PHASES = pa.array(["original", "edited"])
 
@@ -22,23 +25,23 @@ def stats_table(call: int, measured: Sequence[Measured]) -> pa.Table:
 
 
 def maps_table(call: int, measured: Sequence[Measured]) -> pa.Table:
-    """Return the rows of ``maps`` (a column ``q``) or of ``maps_f32`` (a column ``map``) of one pass."""
-    return _table([_maps_batch(call, part) for part in measured])
+    """Return the rows of the table of maps (`MAPS` says of which) of one pass; no row where no map is kept."""
+    return _table([_maps_batch(call, part) for part in measured if part.maps is not None])
 
 
 def _table(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    return pa.Table.from_batches(batches) if batches else pa.table({})  # no half of the pass was to be kept
+    return pa.Table.from_batches(batches) if batches else pa.table({})
 
 
 def _stats_batch(call: int, part: Measured) -> pa.RecordBatch:
-    heads = part.layer.heads
     # (sample, head, column) of each row: nonzero lists them in the order in which the tensors hold them
-    sample, head, column = np.nonzero(np.repeat(part.columns.present[:, None], heads, axis=1))
+    present = np.repeat(part.columns.present[:, None], part.layer.heads, axis=1)
+    sample, head, column = np.nonzero(present)
     statistics = part.statistics.numpy()[sample, head, column].T
     histograms = part.histograms.numpy()[sample, head, column]
-    word = part.columns.words[sample, column]
+    number, word = part.columns.numbers[sample, column], part.columns.words[sample, column]
     fields = _keys(call, part, sample, head)
-    fields["token"] = pa.array(column.astype(np.uint16), mask=column >= part.columns.tokens)
+    fields["token"] = pa.array(number.astype(np.uint16), mask=number < 0)
     fields["word_idx"] = pa.array(word, mask=word < 0)
     for name, values in zip(STATISTICS, statistics, strict=True):
         # NaN, which stands for "undefined", becomes NULL
@@ -48,11 +51,24 @@ def _stats_batch(call: int, part: Measured) -> pa.RecordBatch:
 
 
 def _maps_batch(call: int, part: Measured) -> pa.RecordBatch:
+    assert part.maps is not None
     maps = part.maps.numpy()
-    sample, head, token = (axis.ravel() for axis in np.indices(maps.shape[:3]))
-    fields = _keys(call, part, sample, head)
-    fields["token"] = pa.array(token.astype(np.uint16))
-    fields["q" if maps.dtype == np.uint8 else "map"] = _lists(maps.reshape(-1, maps.shape[-1]))
+    present = part.columns.present[:, : maps.shape[2]]
+    sample, row, column = np.nonzero(np.repeat(present[:, None], maps.shape[1], axis=1))
+    heads = part.heads
+    fields = _keys(call, part, sample, np.asarray([0 if head is None else head for head in heads])[row])
+    if heads == (None,):
+        fields["head"] = pa.nulls(len(row), pa.uint16())
+    fields["token"] = pa.array(part.columns.numbers[sample, column].astype(np.uint16))
+    chosen = maps[sample, row, column]
+    if part.code is not None:
+        low, step = part.code.numpy()[sample, row, column].T
+        fields["low"], fields["step"] = (pa.array(np.ascontiguousarray(values)) for values in (low, step))
+        fields["q"] = _lists(chosen)
+    elif chosen.dtype == np.int16:
+        fields["bits"] = _lists(chosen.view(np.uint16))
+    else:
+        fields["map"] = _lists(chosen)
     return pa.RecordBatch.from_pydict(fields)
 
 

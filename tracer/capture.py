@@ -1,159 +1,119 @@
-"""One batch, and one pass of the model over it while it is being recorded.
+"""What of a generation is kept: which layers, steps, heads and tokens, and how exactly.
 
-Conventions: under guidance the rows of a pass are [unconditional, conditional], else conditional only;
-samples lie in the order of the conditional rows.
+Conventions: layers, steps, tokens and halves are chosen for maps and statistics alike; heads, precision and resolution
+concern the maps only, since statistics are taken from the live float32 map of each head.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from typing import Literal, get_args
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from tracer.rows import Branch, CallKind
+from tracer.words import Target, Token
 
-from tracer.arrow import maps_table, stats_table
-from tracer.attention import Edited, Tap
-from tracer.measure import Columns, Measured, columns_of, measure
-from tracer.rows import Branch, CallKind, CallRow, Capture, LayerRow, Pass, Phase, SampleRow
-from tracer.store import Store
-from tracer.words import Token
-from tracer.writer import Job
+Precision = Literal["uint8", "float16", "float32", "none"]
+Which = Literal["words", "targets", "all"]
 
 
 @dataclass(frozen=True)
-class Batch:
-    """The images of one call of the pipeline, in its order, and what their token columns are."""
+class Capture:
+    """What is kept; the default is every layer, head and step, and every word.
 
-    samples: tuple[SampleRow, ...]
-    columns: dict[Branch, Columns]
+    Attributes:
+        layers: patterns of site names (``"up_blocks.1.*"``), or one of them.
+        steps: sampling steps from 0 (``range(0, 50, 5)``); None for all.
+        heads: "all", their "mean", or numbers.
+        tokens: "words" keeps every token of a word, start and end, and the sum of the padding (in joint attention
+            also what goes to the image), so that a pixel's row still adds up to one; "targets" only the tokens of
+            target words; "all" each token of the sequence.
+        precision: "uint8" is 64 levels of the square root between a map's smallest and largest value, off by at most
+            1/63 of the largest; "float16" keeps what a half can hold, bit for bit; "float32" everything; "none" no
+            map, statistics only.
+        resolution: maps higher or wider than this are averaged down to it; None leaves them.
+        branches: halves of the batch, "cond" and "uncond" (of the negative prompt).
+        kinds: sampling passes, and those of a method's guidance or refinement.
+    """
 
-    def rows(self, guided: bool) -> dict[Branch, slice]:
-        """Return the rows of each half that a pass has."""
-        size = len(self.samples)
-        both: dict[Branch, slice] = {"uncond": slice(0, size), "cond": slice(size, 2 * size)}
-        return both if guided else {"cond": slice(0, size)}
+    layers: tuple[str, ...] | str = ("*",)
+    steps: Sequence[int] | None = None
+    heads: Literal["all", "mean"] | Sequence[int] = "all"
+    tokens: Which = "words"
+    precision: Precision = "uint8"
+    resolution: int | None = None
+    branches: tuple[Branch, ...] = ("cond",)
+    kinds: tuple[CallKind, ...] = ("sample",)
 
-    def check(self, tap: Tap, guided: bool, branches: Sequence[Branch]) -> None:
-        """Raise ValueError if the tap's batch or its tokens are not this batch's."""
-        rows, length = len(self.samples) * (2 if guided else 1), tap.key.shape[-2]
-        if tap.query.shape[0] != rows:
-            raise ValueError(f"the batch must be of {rows} rows (guided={guided}), got {tap.query.shape[0]}")
-        for branch in branches:
-            if (given := self.columns[branch].tokens) != length:
-                raise ValueError(f"{branch} token sequences must be {length} long, got {given}")
+    def __post_init__(self) -> None:
+        for name, allowed in (("branches", Branch), ("kinds", CallKind)):
+            if not getattr(self, name) or set(getattr(self, name)) - set(get_args(allowed)):
+                raise ValueError(f"{name} must be of {get_args(allowed)}, at least one, got {getattr(self, name)}")
+        for name, allowed in (("precision", Precision), ("tokens", Which)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {get_args(allowed)}, got {getattr(self, name)!r}")
+        if self.resolution is not None and self.resolution < 1:
+            raise ValueError(f"resolution must be at least 1 pixel, got {self.resolution}")
+        if self.heads not in ("all", "mean"):
+            object.__setattr__(self, "heads", _numbers("heads", self.heads))
+        if self.steps is not None:
+            object.__setattr__(self, "steps", _numbers("steps", self.steps))
+        object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, str) else tuple(self.layers))
 
-
-@dataclass
-class Announced:
-    """A pass of the model: what was said of it before it began, and what has been measured since."""
-
-    number: int
-    kind: CallKind
-    guided: bool
-    step: int
-    timestep: float | None
-    sigma: float | None
-    batch: Batch
-    capture: Capture
-    started: float = field(default_factory=time.perf_counter)
-    layers: set[int] = field(default_factory=set)  # recorded so far
-    edited: dict[int, list[int]] = field(default_factory=dict)  # sample -> layers
-    measured: list[Measured] = field(default_factory=list)
-
-    def take(self, tap: Tap, edited: Edited | None, layer: LayerRow) -> None:
-        """Measure one tap, and what an edit put in its place.
+    def sites(self, sites: Sequence[str]) -> tuple[str, ...]:
+        """Return which of a model's sites are kept.
 
         Raises:
-            ValueError: the tap's batch or tokens are not the batch's, or the edit is not of conditional rows.
+            ValueError: none is.
         """
-        self.batch.check(tap, self.guided, self.capture.branches)
-        with torch.no_grad():
-            for branch, rows in self.batch.rows(self.guided).items():
-                if branch in self.capture.branches:
-                    self._measure(layer, branch, "original", tap.probs(rows))
-            if edited is not None and "cond" in self.capture.branches:
-                self._take_edit(layer, edited)
-        self.layers.add(layer.layer)
+        chosen = tuple(site for site in sites if any(fnmatch(site, pattern) for pattern in self.layers))
+        if not chosen:
+            raise ValueError(f"no attention site fits layers={self.layers}; the model has {', '.join(sites)}")
+        return chosen
 
-    def _take_edit(self, layer: LayerRow, edited: Edited) -> None:
-        cond = self.batch.rows(self.guided)["cond"]
-        start, stop, _ = edited.rows.indices(cond.stop)
-        if start < cond.start or len(edited.probs) != stop - start:
-            raise ValueError(
-                f"an edit must be of rows {cond.start} to {cond.stop}, got {start} to {stop} "
-                f"with {len(edited.probs)} of probabilities"
-            )
-        first = start - cond.start
-        for sample in self.batch.samples[first : stop - cond.start]:
-            self.edited.setdefault(sample.sample, []).append(layer.layer)
-        self._measure(layer, "cond", "edited", edited.probs, first)
+    def wants(self, kind: CallKind, step: int) -> bool:
+        """Return whether a pass is kept."""
+        return kind in self.kinds and (self.steps is None or step in self.steps)
 
-    def _measure(
-        self,
-        layer: LayerRow,
-        branch: Branch,
-        phase: Phase,
-        probs: Float[Tensor, "sample head pixel token"],
-        first: int = 0,
-    ) -> None:
-        """Measure the probabilities of the batch's samples from number `first` on."""
-        columns = self.batch.columns[branch].part(first, first + len(probs))
-        numbers = tuple(sample.sample for sample in self.batch.samples[first : first + len(probs)])
-        taken = measure(probs, columns, (layer.h, layer.w), self.capture.precision)
-        self.measured.append(Measured(layer, branch, phase, numbers, columns, *taken))
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size in which a map is kept: whole cells are averaged, so that it keeps its shape."""
+        if self.resolution is None:
+            return height, width
+        cell = max(1, -(-max(height, width) // self.resolution))
+        return -(-height // cell), -(-width // cell)
 
-    def handed_over(self, store: Store, run_id: int, layers: Sequence[LayerRow]) -> Job:
-        """Start the copies to the CPU, and return the job that writes the pass."""
-        copied: list[torch.cuda.Event] = []
-        devices = {part.maps.device for part in self.measured if part.maps.is_cuda}
-        measured = [part.on_cpu() for part in self.measured]
-        self.measured.clear()
-        for device in devices:
-            copied.append(torch.cuda.Event())
-            copied[-1].record(torch.cuda.current_stream(device))
-        calls = [self._row(sample.sample) for sample in self.batch.samples]
-        return partial(_write, store, run_id, calls, layers, measured, copied)
+    def map_heads(self, heads: int) -> tuple[int | None, ...]:
+        """Return the heads of whose maps a layer keeps a row; None stands for the mean of all."""
+        if self.precision == "none":
+            return ()
+        if self.heads == "mean":
+            return (None,)
+        return tuple(range(heads)) if self.heads == "all" else tuple(h for h in self.heads if int(h) < heads)  # type: ignore[misc]
 
-    def _row(self, sample: int) -> CallRow:
-        wall_ms = 1000 * (time.perf_counter() - self.started)
-        edited = tuple(self.edited.get(sample, ()))
-        facts = (self.number, self.kind, self.guided, self.step, self.timestep, self.sigma)
-        return CallRow(sample, *facts, wall_ms=wall_ms, edited=edited)
+    def kept(self, tokens: Sequence[Token], targets: Sequence[Target], joint: bool) -> tuple[Token, ...]:
+        """Return the tokens of a sequence that are kept, and after them the sums that are.
+
+        Args:
+            tokens: the whole sequence.
+            targets: of the prompt, where it has any.
+            joint: whether pixels attend to the image too.
+        """
+        if self.tokens == "targets":
+            wanted = {position for target in targets for position in target.positions}
+            return tuple(token for token in tokens if token.index in wanted)
+        image = Token(len(tokens) + 1, None, "[image]", "image", None, None)
+        if self.tokens == "all":
+            return (*tokens, image) if joint else tuple(tokens)
+        kept = [token for token in tokens if token.kind != "pad"]
+        if len(kept) < len(tokens):
+            kept.append(Token(len(tokens), None, "[padding]", "padsum", None, None))
+        return (*kept, image) if joint else tuple(kept)
 
 
-def batch_of(
-    samples: Sequence[SampleRow],
-    tokens: Sequence[Sequence[Token]],
-    uncond: Sequence[Sequence[Token]],
-    branches: Sequence[Branch],
-) -> Batch:
-    """Return the batch of these samples.
-
-    Raises:
-        ValueError: there is not one token sequence for each sample and recorded branch, or they are not all
-            of one length, or there is no sample.
-    """
-    size = len(samples)
-    if not size or len(tokens) != size:
-        raise ValueError(f"tokens must be one sequence per sample, {size} (at least 1), got {len(tokens)}")
-    wanted = size if "uncond" in branches else 0
-    if len(uncond) != wanted:
-        raise ValueError(f"uncond_tokens must be {wanted} for {branches}, got {len(uncond)}")
-    return Batch(tuple(samples), {"cond": columns_of(tokens), "uncond": columns_of(uncond)})
+EVERYTHING = replace(Capture(), tokens="all", precision="float16")
 
 
-def _write(
-    store: Store,
-    run_id: int,
-    calls: Sequence[CallRow],
-    layers: Sequence[LayerRow],
-    measured: Sequence[Measured],
-    copied: Sequence[torch.cuda.Event],
-) -> None:
-    """Write one pass; runs in the writing thread."""
-    for event in copied:
-        event.synchronize()
-    number = calls[0].call
-    store.add_pass(run_id, Pass(calls, stats_table(number, measured), maps_table(number, measured), layers))
+def _numbers(name: str, values: Sequence[int] | str) -> tuple[int, ...]:
+    numbers = tuple(values)
+    if not numbers or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise ValueError(f"{name} must be whole numbers from 0, at least one, got {values!r}")
+    return tuple(sorted(set(numbers)))  # type: ignore[arg-type]

@@ -20,3 +20,8 @@ def shipped(name: str) -> Path:
 def emoji_world() -> Path:
     """Return the folder of the emoji world: its atlas, generator and evaluators."""
     return shipped("emoji")
+
+
+def sql_of(name: str) -> str:
+    """Return the text of one of the tracer's own SQL files."""
+    return (files("tracer") / f"{name}.sql").read_text(encoding="utf-8")

@@ -16,26 +16,7 @@ from tracer.words import Target, Token
 Branch = Literal["cond", "uncond"]
 Phase = Literal["original", "edited"]
 CallKind = Literal["sample", "guidance", "refine"]
-Precision = Literal["float32", "uint8"]
 Status = Literal["done", "failed"]
-
-
-@dataclass(frozen=True)
-class Capture:
-    """What of each pass is kept: which halves of the batch, and the maps' precision.
-
-    "float32" keeps maps exactly; "uint8" takes a quarter of the room or less, off by at most 0.00392.
-    Statistics come from the live float32 maps either way.
-    """
-
-    branches: tuple[Branch, ...] = ("cond",)
-    precision: Precision = "float32"
-
-    def __post_init__(self) -> None:
-        if not self.branches or set(self.branches) - {"cond", "uncond"}:
-            raise ValueError(f"branches must be of 'cond' and 'uncond', at least one, got {self.branches}")
-        if self.precision not in ("float32", "uint8"):
-            raise ValueError(f"precision must be 'float32' or 'uint8', got {self.precision!r}")
 
 
 @dataclass(frozen=True)
@@ -70,13 +51,16 @@ class SampleRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One attention site: its dotted path in the model, and the size of its maps."""
+    """One attention site: its dotted path in the model, the size of its maps, and of those that are kept."""
 
     layer: int
     path: str
     h: int
     w: int
     heads: int
+    map_h: int | None = None
+    map_w: int | None = None
+    map_heads: int | None = None  # map rows per token
 
     @property
     def block(self) -> str:
@@ -92,12 +76,15 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class CallRow:
-    """One pass of the model for one sample. ``edited`` lists the layers whose probabilities were replaced."""
+    """One pass of the model for one sample.
+
+    ``halves`` are the branches that its batch held; ``edited`` the layers whose probabilities were replaced.
+    """
 
     sample: int
     call: int
     kind: CallKind
-    guided: bool
+    halves: tuple[Branch, ...]
     step: int
     timestep: float | None = None
     sigma: float | None = None
@@ -139,14 +126,25 @@ class Pass:
 
     calls: Sequence[CallRow]
     stats: pa.Table
-    maps: pa.Table
+    maps: pa.Table  # no row where none is kept
     layers: Sequence[LayerRow] = ()  # given with a run's first pass only: until then their sizes are not known
 
 
-def token_rows(sample: SampleRow, branch: Branch, tokens: Sequence[Token]) -> list[dict[str, object]]:
-    """Return the rows of ``tokens`` of one sample and branch; targets are words of the conditional one."""
+def token_rows(
+    sample: SampleRow, branch: Branch, tokens: Sequence[Token], kept: Sequence[Token]
+) -> list[dict[str, object]]:
+    """Return the rows of ``tokens`` of one sample and branch; targets are words of the conditional one.
+
+    Args:
+        sample: the image.
+        branch: its half of the batch.
+        tokens: the prompt's sequence.
+        kept: those that are recorded, and the sums that are, which the sequence does not hold.
+    """
     targets = sample.targets if branch == "cond" else ()
     targeted = {position for target in targets for position in target.positions}
+    recorded = {token.index for token in kept}
+    extra = [token for token in kept if token.kind in ("padsum", "image")]
     return [
         {
             "sample": sample.sample,
@@ -157,8 +155,10 @@ def token_rows(sample: SampleRow, branch: Branch, tokens: Sequence[Token]) -> li
             "word": token.word,
             "word_idx": token.word_index,
             "kind": token.kind,
+            "encoder": token.encoder,
             "is_target": token.index in targeted,
             "is_content": is_content(token.word),
+            "is_kept": token.index in recorded,
         }
-        for token in tokens
+        for token in [*tokens, *extra]
     ]

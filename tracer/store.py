@@ -4,21 +4,20 @@
         ...
     with Store.open("run.duckdb") as store:        # read-only, any number of processes
         store.sql("SELECT step, word, share FROM dominance WHERE layer = ?", [3])
+        store.maps(0, word="glasses", layers="up_blocks.1.*")
 
 One process at a time may write a file, and meanwhile no other can read it; inside the writing process every
-thread reads through `Store.sql` or its own `Store.cursor`. `schema.sql` says what tables and views hold.
+thread reads through `Store.sql` or its own `Store.cursor`. `schema.sql` says what the tables hold, `views.sql` what
+can be asked.
 """
 
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from importlib.resources import files
-from os import link
 from pathlib import Path
-from uuid import uuid4
 
 import duckdb
 import numpy as np
@@ -26,26 +25,13 @@ import pandas as pd
 import pyarrow as pa
 from jaxtyping import Float32
 
-from tracer.rows import (
-    Branch,
-    Capture,
-    Pass,
-    Phase,
-    RunRow,
-    SampleRow,
-    ScoreRow,
-    SolveRow,
-    Status,
-    token_rows,
-)
-from tracer.words import Token
+from tracer.arrow import MAPS
+from tracer.capture import Capture
+from tracer.database import READING, WRITING, attach, build, check_room, opened
+from tracer.maps import Chosen, read_maps
+from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveRow, Status
 
-SCHEMA_VERSION = "1"
-# Rows are few and heavy: DuckDB's own row groups (122,880) would rewrite every map two to three times over.
-# The file does not remember this, so it is given each time.
-WRITING = "ROW_GROUP_SIZE 2048"
-NEW = f"{WRITING}, STORAGE_VERSION 'v1.4.0'"  # read by DuckDB 1.4 and later; 2.0's own default only by 2.0
-READING = "READ_ONLY"
+ENOUGH = 4096  # rows that make a transaction: two whole row groups, written straight to their place in the file
 
 
 class Store:
@@ -55,7 +41,7 @@ class Store:
         """Attach an existing file; use `create` or `open`."""
         self.path = path
         self._lock = threading.Lock()
-        self._connection = _attached(path, options)
+        self._connection = opened(path, options)
 
     @classmethod
     def create(cls, path: str | Path) -> "Store":
@@ -63,13 +49,13 @@ class Store:
 
         Raises:
             FileNotFoundError: the folder does not exist.
+            PermissionError: it is read-only.
             ValueError: the file is there and is no trace, or one of another schema version.
+            TraceBusy: the file is open for writing already.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"the folder of {path} does not exist")
         if not path.exists():
-            _build(path)
+            build(path)
         return cls(path, WRITING)
 
     @classmethod
@@ -79,6 +65,7 @@ class Store:
         Raises:
             FileNotFoundError: there is no such file.
             ValueError: it is no trace, or one of another schema version.
+            TraceBusy: it is being written.
         """
         path = Path(path)
         if not path.is_file():
@@ -110,40 +97,85 @@ class Store:
         with closing(self.cursor()) as cursor:
             return cursor.execute(query, params).df()
 
+    def attach(self, path: str | Path, name: str) -> None:
+        """Attach another trace, read-only, so that one query can compare them: ``FROM dominance JOIN name.dominance``.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no trace, or one of another schema version, or the name is none or taken.
+            TraceBusy: it is being written, or open in this process already.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"there is no trace at {path}")
+        with closing(self.cursor()) as cursor:
+            attach(cursor, Path(path), name)
+
+    def maps(
+        self,
+        image: int | tuple[int, int],
+        word: str | int,
+        steps: Sequence[int] | int | None = None,
+        layers: Sequence[int | str] | int | str | None = None,
+        size: int | None = None,
+        phase: Phase = "original",
+        branch: Branch = "cond",
+    ) -> Float32[np.ndarray, "step layer head height width"]:
+        """Return a word's maps at every step, layer and head asked for, over the sampling passes.
+
+        Args:
+            image: its number in the view ``images`` (negative from the end), or (run_id, sample).
+            word: as the prompt writes it ("glasses", "cat#2" for the second, "pink apple"); "[start]", "[end]",
+                "[padding]" or "[image]"; or a token's number. Of several pieces the maps are added.
+            steps: sampling steps; None for all that were recorded.
+            layers: numbers, or paths and patterns of them; None for all.
+            size: height of the maps, to choose the layers by.
+            phase: as the model computed them, or as an edit left them.
+            branch: conditional or unconditional half.
+
+        Raises:
+            LookupError: nothing like this was recorded, or not whole.
+            ValueError: the word is not in the prompt, or the chosen layers' maps are not of one size.
+        """
+        with closing(self.cursor()) as cursor:
+            return read_maps(cursor, image, word, Chosen(steps, layers, size, phase, branch))
+
     def add_run(self, run: RunRow, capture: Capture) -> int:
-        """Write a run of status 'running' and return its number."""
+        """Write a run of status 'running' and return its number.
+
+        Raises:
+            OSError: there is hardly any room left on the disk.
+        """
+        check_room(self.path)
         row = asdict(run) | {"created_at": datetime.now(UTC).replace(tzinfo=None), "status": "running"}
-        row |= {"capture": asdict(capture) | {"tokens": "all"}, "dropped_maps": 0}
+        row |= {"capture": asdict(capture)}
         with self._transaction() as cursor:
             last = cursor.execute("SELECT coalesce(max(run_id), 0) FROM runs").fetchall()[0][0]
             _insert(cursor, "runs", [_as_json(row, "method_params", "versions", "capture")], last + 1)
         return last + 1
 
-    def add_samples(
-        self,
-        run_id: int,
-        samples: Sequence[SampleRow],
-        tokens: Sequence[Sequence[Token]],
-        uncond_tokens: Sequence[Sequence[Token]] = (),
-    ) -> None:
-        """Write images to be made, and the tokens of their prompts and, where given, negative prompts."""
+    def add_samples(self, run_id: int, samples: Sequence[SampleRow], tokens: Sequence[Mapping[str, object]]) -> None:
+        """Write images to be made, and the rows of their tokens, see `token_rows`."""
         rows = [_as_json(asdict(sample), "targets") for sample in samples]
-        pieces = [row for s, t in zip(samples, tokens, strict=True) for row in token_rows(s, "cond", t)]
-        if uncond_tokens:
-            pieces += [row for s, t in zip(samples, uncond_tokens, strict=True) for row in token_rows(s, "uncond", t)]
         with self._transaction() as cursor:
             _insert(cursor, "samples", rows, run_id)
-            _insert(cursor, "tokens", pieces, run_id)
+            _insert(cursor, "tokens", tokens, run_id)
 
-    def add_pass(self, run_id: int, recorded: Pass) -> None:
-        """Write what one pass of the model recorded, all of it in one transaction."""
-        layers = [asdict(layer) | {"block": layer.block, "block_idx": layer.block_idx} for layer in recorded.layers]
-        maps = "maps" if "q" in recorded.maps.column_names else "maps_f32"
+    def add_passes(self, run_id: int, passes: Sequence[Pass]) -> None:
+        """Write what some passes of the model recorded, all of it in one transaction."""
+        layers = [row for recorded in passes for row in recorded.layers]
         with self._transaction() as cursor:
-            _insert(cursor, "layers", layers, run_id)
-            _insert(cursor, "calls", [asdict(call) for call in recorded.calls], run_id)
-            _insert(cursor, "head_stats", recorded.stats, run_id)
-            _insert(cursor, maps, recorded.maps, run_id)
+            _insert(
+                cursor,
+                "layers",
+                [asdict(row) | {"block": row.block, "block_idx": row.block_idx} for row in layers],
+                run_id,
+            )
+            _insert(cursor, "calls", [asdict(call) for recorded in passes for call in recorded.calls], run_id)
+            _insert(cursor, "head_stats", _joined([recorded.stats for recorded in passes]), run_id)
+            maps = _joined([recorded.maps for recorded in passes])
+            for column, table in MAPS.items():
+                if column in maps.column_names:
+                    _insert(cursor, table, maps, run_id)
 
     def add_images(self, run_id: int, images: Mapping[int, tuple[str, str]]) -> None:
         """Note each sample's finished image: its SHA-256 and its path."""
@@ -185,53 +217,37 @@ class Store:
         """
         return self.sql('FROM completeness WHERE run_id = ? OR ? IS NULL ORDER BY run_id, "table"', [run_id, run_id])
 
-    def maps_of(
-        self,
-        run_id: int,
-        sample: int,
-        layer: int | str,
-        tokens: Sequence[int],
-        phase: Phase = "original",
-        branch: Branch = "cond",
-    ) -> Float32[np.ndarray, "call head height width"]:
-        """Return the summed maps of some tokens at one layer, over the sampling passes that have this phase.
-
-        Args:
-            run_id: number of the run.
-            sample: number of the image in the run.
-            layer: number or path of the layer.
-            tokens: token positions, all different; their maps are added.
-            phase: as the model computed them, or as an edit left them.
-            branch: conditional or unconditional half.
-
-        Raises:
-            LookupError: nothing like this was recorded, or not whole.
-        """
-        rows = self._map_rows([run_id, sample, str(layer), branch, phase, list(tokens)])
-        calls, heads = (len(set(rows[name].to_pylist())) for name in ("call", "head"))
-        if not rows.num_rows or rows.num_rows != calls * heads * len(tokens):
-            asked = f"run {run_id}, sample {sample}, layer {layer}, tokens {list(tokens)}, {phase}, {branch}"
-            raise LookupError(f"{asked}: {rows.num_rows} maps of {calls} passes x {heads} heads x {len(tokens)} tokens")
-        size = rows["h"][0].as_py(), rows["w"][0].as_py()
-        values = rows["map"].combine_chunks().flatten().to_numpy()
-        return values.reshape(calls, heads, len(tokens), *size).sum(axis=2)
-
-    def _map_rows(self, params: list[object]) -> pa.Table:
-        with closing(self.cursor()) as cursor:
-            return cursor.sql(
-                "SELECT call, head, token, h, w, map FROM attn WHERE call_kind = 'sample' AND run_id = ? "
-                "AND sample = ? AND ? IN (layer::VARCHAR, path) AND branch = ? AND phase = ? "
-                "AND list_contains(?, token) "
-                "ORDER BY call, head, token",
-                params=params,
-            ).to_arrow_table()
-
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with closing(self.cursor()) as cursor:
             cursor.begin()
             yield cursor
             cursor.commit()  # a cursor that is closed without it rolls back
+
+
+@dataclass
+class Pending:
+    """Passes that wait until there are enough rows for a transaction; only the writing thread touches it."""
+
+    store: Store
+    run_id: int
+    passes: list[Pass] = field(default_factory=list)
+
+    def add(self, recorded: Pass) -> None:
+        """Take a pass, and write all that wait once they are many."""
+        self.passes.append(recorded)
+        if sum(waiting.stats.num_rows for waiting in self.passes) >= ENOUGH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write all that wait."""
+        if self.passes:
+            self.store.add_passes(self.run_id, self.passes)
+            self.passes = []
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    return pa.concat_tables([table for table in tables if table.num_rows] or [pa.table({})])
 
 
 def _insert(
@@ -250,36 +266,3 @@ def _insert(
 
 def _as_json(row: dict[str, object], *columns: str) -> dict[str, object]:
     return row | {column: json.dumps(row[column], sort_keys=True) for column in columns}
-
-
-def _attached(path: Path, options: str) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect()  # an empty one in memory: ROW_GROUP_SIZE can be given to ATTACH only
-    try:
-        connection.execute(f"ATTACH ? AS trace ({options})", [str(path)])
-        found = connection.execute("SELECT value FROM trace.meta WHERE key = 'schema_version'").fetchall()
-    except (duckdb.CatalogException, duckdb.IOException) as error:
-        connection.close()
-        if isinstance(error, duckdb.CatalogException) or "not a valid DuckDB database" in str(error):
-            raise ValueError(f"{path} must be an Attnreg trace, got another kind of file") from error
-        raise
-    if found != [(SCHEMA_VERSION,)]:
-        connection.close()
-        raise ValueError(f"{path} must have schema version {SCHEMA_VERSION}, got {found[0][0] if found else None}")
-    return connection
-
-
-def _build(path: Path) -> None:
-    """Make an empty trace beside `path` and put it there whole, unless another process was faster."""
-    draft = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with duckdb.connect() as connection:
-            connection.execute(f"ATTACH ? AS trace ({NEW})", [str(draft)])
-            connection.execute("USE trace")
-            connection.execute((files("tracer") / "schema.sql").read_text(encoding="utf-8"))
-            meta = [("schema_version", SCHEMA_VERSION), ("codec", "sqrt_u8"), ("duckdb", duckdb.__version__)]
-            connection.executemany("INSERT INTO meta VALUES (?, ?)", meta)
-        link(draft, path)  # unlike a rename, never over a file that is there
-    except FileExistsError:
-        pass
-    finally:
-        draft.unlink(missing_ok=True)

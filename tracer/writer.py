@@ -39,6 +39,18 @@ class Writer:
         self.check()
         self._jobs.put(job)
 
+    def wait(self) -> None:
+        """Wait until every job handed over so far is done.
+
+        Raises:
+            TraceNotWritten: one of them failed.
+        """
+        done = threading.Event()
+        self.submit(done.set)
+        # a job that failed leaves the rest undone, this one too
+        while not done.wait(0.05):
+            self.check()
+
     def close(self) -> None:
         """Wait until every job is done, and stop the thread; never raises a job's error, see `check`."""
         self._stop()

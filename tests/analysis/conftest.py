@@ -16,7 +16,7 @@ from transformers import (
 from analysis.scoring import score_images
 from metrics.weights import Detector, Protocol, load_detector
 from regulate import METHODS, Request, generate
-from tracer.rows import Capture
+from tracer.capture import Capture
 from tracer.store import Store
 
 PROMPT, TARGETS, SEEDS, STEPS = "a cat and an elephant", ("cat", "elephant"), (3, 5, 8), 4
@@ -76,7 +76,7 @@ def traced(tiny_pipe, tiny_detector: Detector, tmp_path_factory: pytest.TempPath
     with Store.create(tmp_path_factory.mktemp("trace") / "trace.duckdb") as store:
         runs, pictures, hashes = [], {}, {}
         for name in ("plain", "regulation"):
-            made = generate(tiny_pipe, request, METHODS[name], store, Capture())
+            made = generate(tiny_pipe, request, METHODS[name], store, Capture(tokens="all", precision="float32"))
             score_images(store, tiny_detector, dict(zip(made.sha256, made.images, strict=True)), TARGETS)
             runs.append(made.run_id)
             pictures |= {(name, s): np.asarray(i) for s, i in zip(SEEDS, made.images, strict=True)}

@@ -17,9 +17,9 @@ from analysis.demo import PROMPT, RULE, SEEDS, TARGETS, first_failing_pair, noun
 from analysis.demo_page import QUERIES, Material, page_of
 from analysis.plan import animal_pairs
 from metrics.weights import load_detector
-from regulate.generate import digest
 from tracer.folders import emoji_world
 from tracer.models import load_pipeline
+from tracer.pictures import digest
 from tracer.rows import ScoreRow
 from tracer.store import Store
 

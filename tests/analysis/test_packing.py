@@ -5,7 +5,8 @@ import pytest
 
 from analysis.packing import pack
 from regulate import METHODS, Request, generate
-from tracer.rows import Capture, ScoreRow
+from tracer.capture import Capture
+from tracer.rows import ScoreRow
 from tracer.store import Store
 
 
@@ -17,7 +18,7 @@ def files(tiny_pipe, tmp_path_factory):
     request = Request("a cat and a dog", ("cat", "dog"), (1, 2), steps=6)
     with Store.create(recorded) as store:
         for method in METHODS.values():
-            generate(tiny_pipe, request, method, store, Capture(precision="uint8"))
+            generate(tiny_pipe, request, method, store, Capture())
         store.add_scores([ScoreRow("f00", "ours", "found", 1.0, "cat")])
     pack(recorded, packed)
     return recorded, packed

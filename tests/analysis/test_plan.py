@@ -5,8 +5,8 @@ import pytest
 from analysis.plan import Plan, animal_pairs, halves, search_grid
 from regulate import AttentionRegulation, Method
 from regulate.attention_regulation import chosen_sites
-from tracer.attention import cross_attention_sites
 from tracer.scenes import ANIMALS, is_seen
+from tracer.sites import attention_sites
 
 
 def test_the_pairs_are_all_66_of_the_twelve_animals():
@@ -44,7 +44,7 @@ def test_the_grid_holds_every_combination_once_and_the_published_constants_among
 
 
 def test_the_grids_layers_are_the_sites_of_each_map_size(tiny_pipe):
-    sites = cross_attention_sites(tiny_pipe.unet)
+    sites = attention_sites(tiny_pipe.unet)
     blocks = {
         name.split(",")[0]: {s.split(".attentions")[0] for s in chosen_sites(sites, m.layers)}
         for name, m in search_grid().items()

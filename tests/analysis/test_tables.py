@@ -23,12 +23,17 @@ def positions(traced, sample: int, word_idx: int) -> list[int]:
     return rows["token"].tolist()
 
 
+def maps_of(store, run, sample, layer, tokens, phase="original"):
+    """Return the summed maps of some tokens at one layer, "step head height width"."""
+    return sum(store.maps((run, sample), token, layers=layer, phase=phase)[:, 0] for token in tokens)
+
+
 def test_violin_values_are_the_exact_maps_of_every_word_in_prompt_order(traced):
     values = tables.violin_values(traced.store, traced.plain, [0, 2], LAYER, [0, 3])
     assert values["word"].drop_duplicates().tolist() == WORDS
     assert len(values) == 2 * 2 * 5 * 4 * 64  # samples, steps, words, heads, pixels
     for (sample, step, index), part in values.groupby(["sample", "step", "word_idx"]):
-        maps = traced.store.maps_of(traced.plain, sample, LAYER, positions(traced, sample, index))
+        maps = maps_of(traced.store, traced.plain, sample, LAYER, positions(traced, sample, index))
         assert np.allclose(part["value"], maps[step].ravel(), atol=0, rtol=1e-6)
         assert set(part["token"]) == {positions(traced, sample, index)[0]}
 
@@ -45,7 +50,7 @@ def split(tiny_pipe, tmp_path_factory):
 def test_a_word_of_several_pieces_is_one_word_whose_map_is_their_sum(split):
     pieces = split.sql("SELECT token FROM tokens WHERE word = 'giraffe' ORDER BY token")["token"].tolist()
     assert len(pieces) > 1
-    own = split.maps_of(1, 0, LAYER, pieces)[1]
+    own = maps_of(split, 1, 0, LAYER, pieces)[1]
     values = tables.violin_values(split, 1, [0], LAYER, [1])
     giraffe = values[values["word"] == "giraffe"]
     assert set(giraffe["token"]) == {pieces[0]}
@@ -57,7 +62,7 @@ def test_a_word_of_several_pieces_is_one_word_whose_map_is_their_sum(split):
 def test_violin_values_are_what_the_model_computed_not_what_an_edit_left(split):
     values = tables.violin_values(split, 1, [0], LAYER, [0])
     cat = values.loc[values["word"] == "cat", "value"]
-    original, edited = (split.maps_of(1, 0, LAYER, [2], phase)[0].ravel() for phase in ("original", "edited"))
+    original, edited = (maps_of(split, 1, 0, LAYER, [2], phase)[0].ravel() for phase in ("original", "edited"))
     assert np.allclose(cat, original, rtol=1e-6)
     assert not np.allclose(original, edited, rtol=1e-3)
 
@@ -72,7 +77,7 @@ def test_violin_values_name_the_image_and_its_targets(traced):
 def test_violin_values_can_average_the_heads_first(traced):
     values = tables.violin_values(traced.store, traced.plain, [1], LAYER, [2], heads="mean")
     cat = values.loc[values["word"] == "cat", "value"]
-    maps = traced.store.maps_of(traced.plain, 1, LAYER, positions(traced, 1, 1))
+    maps = maps_of(traced.store, traced.plain, 1, LAYER, positions(traced, 1, 1))
     assert np.allclose(cat, maps[2].mean(0).ravel(), atol=1e-7)
 
 
@@ -90,7 +95,7 @@ def test_overlay_maps_are_means_over_heads_and_layers_in_both_phases(traced):
     ]  # fmt: skip
     for phase in ("original", "edited"):
         own = [
-            traced.store.maps_of(traced.regulated, 1, layer, positions(traced, 1, 4), phase)[0].mean(0)
+            maps_of(traced.store, traced.regulated, 1, layer, positions(traced, 1, 4), phase)[0].mean(0)
             for layer in layers
         ]
         row = maps.loc[(phase, 0, "elephant")]

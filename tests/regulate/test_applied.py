@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from regulate import METHODS, AttentionRegulation, Method, Request, applied, generate
-from regulate.generate import digest
-from tracer.rows import Capture
+from tracer.capture import Capture
+from tracer.pictures import digest
 from tracer.store import Store
 
 PROMPT, TARGETS = "a cat and a dog", ("cat", "dog")
@@ -32,7 +32,7 @@ def test_plain_equals_stock_diffusers_bit_for_bit_traced_or_not(tiny_pipe, tmp_p
 
 def test_a_traced_run_is_whole_and_describes_itself(tiny_pipe, tmp_path):
     with Store.create(tmp_path / "t.duckdb") as store:
-        both = Capture(branches=("cond", "uncond"))
+        both = Capture(branches=("cond", "uncond"), tokens="all", precision="float32")
         asked = request(3, 4, 5, batch=2)
         made = generate(tiny_pipe, asked, AttentionRegulation(), trace=store, capture=both, folder=tmp_path / "images")
         assert store.verify(made.run_id)["whole"].all()

@@ -16,8 +16,8 @@ from regulate.attention_regulation import (
     solve,
 )
 from regulate.method import Subject
-from tracer.attention import Tap
 from tracer.passes import Passes
+from tracer.tap import Tap
 from tracer.words import Target
 
 METHOD = AttentionRegulation()

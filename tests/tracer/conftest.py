@@ -1,21 +1,26 @@
 """Prompts, taps and whole traces made of random numbers, for what is tested without a model."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tracer.attention import Edited, Tap
+from tracer.capture import Capture
 from tracer.record import Recorder
-from tracer.rows import Capture, RunRow, SampleRow
+from tracer.rows import RunRow, SampleRow
 from tracer.store import Store
+from tracer.tap import Edited, Tap
 from tracer.words import Target, Token
 
 LAYERS = ("down_blocks.0.attn2", "mid_block.attn2", "up_blocks.1.attn2")
+EXACT = Capture(tokens="all", precision="float32")
+BOTH = replace(EXACT, branches=("cond", "uncond"))
+HALVES = {True: ("uncond", "cond"), False: ("cond",)}  # by whether the batch is guided
 Sizes = Sequence[tuple[int, int, int]]
 
 
@@ -28,6 +33,17 @@ def tokens_of(words: str, length: int) -> tuple[Token, ...]:
     tokens.append(Token(len(tokens), 1, "</s>", "eos", None, None))
     tokens += [Token(i, 1, "</s>", "pad", None, None) for i in range(len(tokens), length)]
     return tuple(tokens)
+
+
+def texts_of(*prompts: str, length: int = 8, both: bool = False) -> dict[str, list[tuple[Token, ...]]]:
+    """Return the sequences of some prompts, and of as many empty negative ones."""
+    texts = {"cond": [tokens_of(prompt, length) for prompt in prompts]}
+    return texts | ({"uncond": [tokens_of("", length)] * len(prompts)} if both else {})
+
+
+def maps_of(store: Store, run_id: int, sample: int, layer: int | str, tokens: Sequence[int], **where) -> np.ndarray:
+    """Return the summed maps of some tokens at one layer, "step head height width"."""
+    return sum(store.maps((run_id, sample), token, layers=layer, **where)[:, 0] for token in tokens)
 
 
 def sample_of(number: int, words: str, targets: str = "") -> SampleRow:
@@ -62,7 +78,7 @@ class Setting:
     sizes: Sizes = ((4, 3, 2), (2, 2, 3))
     calls: int = 2
     length: int = 8
-    capture: Capture = field(default_factory=Capture)
+    capture: Capture = EXACT
     guided: bool = True
     edit: slice | None = None
     seed: int = 0
@@ -82,13 +98,12 @@ def record(store: Store, setting: Setting) -> Traced:
     """Record a run as `setting` says."""
     recorder = Recorder(store, setting.capture)
     samples = [sample_of(i, *both) for i, both in enumerate(zip(setting.prompts, setting.targets, strict=True))]
-    tokens = [tokens_of(prompt, setting.length) for prompt in setting.prompts]
-    negative = [tokens_of("", setting.length)] * len(samples) if "uncond" in setting.capture.branches else []
+    texts = texts_of(*setting.prompts, length=setting.length, both="uncond" in setting.capture.branches)
     taps: dict[tuple[int, int], Tap] = {}
     edits: dict[tuple[int, int], Edited] = {}
-    run_id = recorder.begin(RunRow("random"), samples, tokens, LAYERS[: len(setting.sizes)], negative)
+    run_id = recorder.begin(RunRow("random"), samples, texts, LAYERS[: len(setting.sizes)])
     for call in range(setting.calls):
-        recorder.call(call, 1000.0 - call, 1.0 / (call + 1), guided=setting.guided)
+        recorder.call(call, 1000.0 - call, 1.0 / (call + 1), halves=HALVES[setting.guided])
         for layer in range(len(setting.sizes)):
             tap = taps[call, layer] = tap_of(setting, call, layer)
             if setting.edit is not None:
@@ -116,5 +131,14 @@ def long_store(tmp_path_factory: pytest.TempPathFactory):
 def bench() -> SimpleNamespace:
     """The functions and classes of this file, which a test cannot import."""
     return SimpleNamespace(
-        LAYERS=LAYERS, Setting=Setting, record=record, sample_of=sample_of, tap_of=tap_of, tokens_of=tokens_of
+        LAYERS=LAYERS,
+        EXACT=EXACT,
+        BOTH=BOTH,
+        Setting=Setting,
+        record=record,
+        sample_of=sample_of,
+        tap_of=tap_of,
+        tokens_of=tokens_of,
+        texts_of=texts_of,
+        maps_of=maps_of,
     )

@@ -6,7 +6,9 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestral
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
 
-from tracer.attention import Edited, Tap, UntappedAttention, attending, cross_attention_sites, map_size
+from tracer.attention import UntappedAttention, attending
+from tracer.sites import attention_sites, map_size
+from tracer.tap import Edited, Tap
 
 PROMPT = "a cat and a dog"
 SCHEDULERS = [DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler]
@@ -14,7 +16,7 @@ SCHEDULERS = [DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestralDiscrete
 
 @pytest.fixture
 def sites(tiny_pipe):
-    return cross_attention_sites(tiny_pipe.unet)
+    return attention_sites(tiny_pipe.unet)
 
 
 def draw(pipe, images: int = 1, steps: int = 3, **more) -> torch.Tensor:

@@ -5,8 +5,9 @@ import threading
 import duckdb
 import pytest
 
+from tracer.capture import Capture
 from tracer.record import Recorder
-from tracer.rows import Capture, RunRow, SampleRow
+from tracer.rows import RunRow, SampleRow
 from tracer.store import Store
 from tracer.writer import TraceNotWritten, Writer
 
@@ -18,25 +19,25 @@ def setting(bench):
 
 @pytest.fixture
 def recorder(store, bench):
-    recorder = Recorder(store)
-    recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], [bench.tokens_of("a cat", 8)], bench.LAYERS[:2])
+    recorder = Recorder(store, bench.EXACT)
+    recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], bench.texts_of("a cat"), bench.LAYERS[:2])
     yield recorder
     if recorder.running:
         recorder.end("failed")
 
 
 def whole_pass(recorder, bench, setting, call):
-    recorder.call(call, guided=False)
+    recorder.call(call, halves=("cond",))
     for layer in range(2):
         recorder(bench.tap_of(setting, call, layer))
 
 
 def test_a_run_that_raises_is_marked_failed_and_keeps_its_whole_passes(tmp_path, bench, setting):
     path = tmp_path / "trace.duckdb"
-    with pytest.raises(KeyboardInterrupt), Store.create(path) as store, Recorder(store) as recorder:
-        recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], [bench.tokens_of("a cat", 8)], bench.LAYERS[:2])
+    with pytest.raises(KeyboardInterrupt), Store.create(path) as store, Recorder(store, bench.EXACT) as recorder:
+        recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], bench.texts_of("a cat"), bench.LAYERS[:2])
         whole_pass(recorder, bench, setting, 0)
-        recorder.call(1, guided=False)
+        recorder.call(1, halves=("cond",))
         recorder(bench.tap_of(setting, 1, 0))  # half a pass
         raise KeyboardInterrupt
     with Store.open(path) as store:
@@ -48,17 +49,17 @@ def test_a_run_that_raises_is_marked_failed_and_keeps_its_whole_passes(tmp_path,
 def test_a_pass_that_nobody_announced_is_refused(recorder, bench, setting):
     with pytest.raises(ValueError, match="be announced"):
         recorder(bench.tap_of(setting, 0, 0))
-    recorder.call(0, guided=False)
+    recorder.call(0, halves=("cond",))
     recorder(bench.tap_of(setting, 0, 0))
     with pytest.raises(ValueError, match="be announced"):
         recorder(bench.tap_of(setting, 1, 0))
 
 
 def test_a_pass_without_one_of_the_layers_is_refused(recorder, store, bench, setting):
-    recorder.call(0, guided=False)
+    recorder.call(0, halves=("cond",))
     recorder(bench.tap_of(setting, 0, 0))
     with pytest.raises(ValueError, match=r"got nothing of .*mid_block"):
-        recorder.call(1, guided=False)
+        recorder.call(1, halves=("cond",))
     with pytest.raises(ValueError, match=r"got nothing of .*mid_block"):
         recorder.end()
     assert store.sql("SELECT status FROM runs")["status"].tolist() == ["failed"]
@@ -73,13 +74,13 @@ def test_sites_that_are_not_to_be_recorded_are_passed_over(recorder, store, benc
 
 
 def test_a_batch_of_another_size_than_announced_is_refused(recorder, bench, setting):
-    recorder.call(0, guided=True)
+    recorder.call(0, halves=("uncond", "cond"))
     with pytest.raises(ValueError, match=r"of 2 rows .*got 1"):
         recorder(bench.tap_of(setting, 0, 0))
 
 
 def test_token_sequences_of_another_length_are_refused(recorder, bench):
-    recorder.call(0, guided=False)
+    recorder.call(0, halves=("cond",))
     longer = bench.Setting(guided=False, length=9, prompts=("a cat",))
     with pytest.raises(ValueError, match="9 long, got 8"):
         recorder(bench.tap_of(longer, 0, 0))
@@ -87,7 +88,7 @@ def test_token_sequences_of_another_length_are_refused(recorder, bench):
 
 def test_maps_that_change_their_size_are_refused(recorder, bench, setting):
     whole_pass(recorder, bench, setting, 0)
-    recorder.call(1, guided=False)
+    recorder.call(1, halves=("cond",))
     larger = bench.Setting(guided=False, sizes=((4, 4, 1),), prompts=("a cat",))
     with pytest.raises(ValueError, match="keep their size"):
         recorder(bench.tap_of(larger, 1, 0))
@@ -100,33 +101,31 @@ def test_an_edit_of_the_unconditional_half_is_refused(store, bench):
 
 
 @pytest.mark.parametrize(
-    ("samples", "tokens", "uncond", "message"),
-    [(0, 0, 0, "at least 1"), (2, 1, 0, "per sample, 2"), (1, 1, 1, "must be 0"), (1, 2, 0, "got 2")],
+    ("samples", "tokens", "message"), [(0, 0, "at least 1"), (2, 1, "per sample, 2"), (1, 2, "got 2")]
 )
-def test_a_batch_that_is_not_whole_writes_nothing(store, bench, samples, tokens, uncond, message):
-    sequence = bench.tokens_of("a cat", 8)
+def test_a_batch_that_is_not_whole_writes_nothing(store, bench, samples, tokens, message):
     rows = [SampleRow(i, "a cat") for i in range(samples)]
     with pytest.raises(ValueError, match=message):
-        Recorder(store).begin(RunRow("m"), rows, [sequence] * tokens, bench.LAYERS[:1], [sequence] * uncond)
+        Recorder(store).begin(RunRow("m"), rows, bench.texts_of(*["a cat"] * tokens), bench.LAYERS[:1])
     assert store.sql("FROM runs").empty
 
 
 def test_the_unconditional_half_needs_its_tokens(store, bench):
-    recorder = Recorder(store, Capture(("cond", "uncond")))
-    with pytest.raises(ValueError, match="uncond_tokens must be 1"):
-        recorder.begin(RunRow("m"), [SampleRow(0, "a")], [bench.tokens_of("a", 8)], bench.LAYERS[:1])
+    recorder = Recorder(store, bench.BOTH)
+    with pytest.raises(ValueError, match="1, for uncond, got 0"):
+        recorder.begin(RunRow("m"), [SampleRow(0, "a")], bench.texts_of("a"), bench.LAYERS[:1])
 
 
 def test_a_sample_number_that_is_taken_fails_the_run(store, bench):
-    twice, sequence = [SampleRow(0, "a"), SampleRow(0, "a")], bench.tokens_of("a", 8)
+    twice = [SampleRow(0, "a"), SampleRow(0, "a")]
     with pytest.raises(duckdb.ConstraintException):
-        Recorder(store).begin(RunRow("m"), twice, [sequence] * 2, bench.LAYERS[:1])
+        Recorder(store).begin(RunRow("m"), twice, bench.texts_of("a", "a"), bench.LAYERS[:1])
     assert store.sql("SELECT status FROM runs")["status"].tolist() == ["failed"]
 
 
 def test_a_second_run_must_wait_for_the_end_of_the_first(recorder, bench):
     with pytest.raises(ValueError, match="while run 1 is open"):
-        recorder.begin(RunRow("m"), [SampleRow(0, "a")], [bench.tokens_of("a", 8)], bench.LAYERS[:1])
+        recorder.begin(RunRow("m"), [SampleRow(0, "a")], bench.texts_of("a"), bench.LAYERS[:1])
 
 
 @pytest.mark.parametrize("name", ["call", "end", "images"])
@@ -142,14 +141,15 @@ def test_images_must_be_as_many_as_samples(recorder):
 
 
 def test_an_error_of_the_writer_surfaces_in_the_generating_thread(recorder, store, bench, setting, monkeypatch):
-    add_pass = store.add_pass
+    add_passes = store.add_passes
 
-    def refuse(run_id, recorded):
-        if recorded.calls[0].call:
+    def refuse(run_id, passes):
+        if passes[0].calls[0].call:
             raise OSError("the disk is full")
-        add_pass(run_id, recorded)
+        add_passes(run_id, passes)
 
-    monkeypatch.setattr(store, "add_pass", refuse)
+    monkeypatch.setattr("tracer.store.ENOUGH", 1)  # each pass a transaction
+    monkeypatch.setattr(store, "add_passes", refuse)
     with pytest.raises(TraceNotWritten, match="disk is full") as caught:
         for call in range(50):
             whole_pass(recorder, bench, setting, call)
@@ -160,10 +160,10 @@ def test_an_error_of_the_writer_surfaces_in_the_generating_thread(recorder, stor
 
 
 def test_an_error_in_the_last_pass_surfaces_at_the_end(recorder, store, bench, setting, monkeypatch):
-    def refuse(run_id, recorded):
+    def refuse(run_id, passes):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr(store, "add_pass", refuse)
+    monkeypatch.setattr(store, "add_passes", refuse)
     whole_pass(recorder, bench, setting, 0)
     with pytest.raises(TraceNotWritten, match="disk is full"):
         recorder.end()

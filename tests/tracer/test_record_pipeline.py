@@ -1,16 +1,18 @@
 """The recorder on a whole pipeline of random weights: all there, the right values, and the same image."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler, PNDMScheduler
 
-from tracer.attention import attending, cross_attention_sites
-from tracer.passes import following
-from tracer.record import Recorder
-from tracer.rows import Capture, RunRow, SampleRow
-from tracer.words import tokens_of
+from tracer.capture import Capture
+from tracer.recording import recording
+from tracer.sites import attention_sites
 
+EXACT = Capture(tokens="all", precision="float32")
+BOTH = replace(EXACT, branches=("cond", "uncond"))
 PROMPT = "a cat with a crown"
 
 
@@ -29,24 +31,11 @@ def images_of(pipe, steps=3, images=2, guidance=5.0):
     ).images
 
 
-def recorded(pipe, store, capture=None, **options):
+def recorded(pipe, store, capture=EXACT, **options):
     """Return the run's number and its images."""
-    sites = cross_attention_sites(pipe.unet)
-    images = options.get("images", 2)
-    tokens = [tokens_of(pipe.tokenizer, PROMPT)] * images
-    both = capture is not None and "uncond" in capture.branches
-    negative = [tokens_of(pipe.tokenizer, "")] * images if both else []
-    with Recorder(store, capture) as recorder, following(pipe) as passes:
-        samples = [SampleRow(i, PROMPT, seed=i) for i in range(images)]
-        run_id = recorder.begin(RunRow("tiny"), samples, tokens, sites, negative)
-        announcement = pipe.unet.register_forward_pre_hook(
-            lambda unet, args: recorder.call(passes.step, passes.timestep, passes.sigma, guided=passes.guided)
-        )
-        try:
-            with attending(pipe.unet, sites, record=recorder):
-                return run_id, images_of(pipe, **options)
-        finally:
-            announcement.remove()
+    with recording(pipe, store, capture) as session:
+        images = images_of(pipe, **options)
+    return session.run_id, images
 
 
 def eager_probs(pipe, **options):
@@ -63,7 +52,7 @@ def eager_probs(pipe, **options):
 
         return hook
 
-    modules = {site: pipe.unet.get_submodule(site) for site in cross_attention_sites(pipe.unet)}
+    modules = {site: pipe.unet.get_submodule(site) for site in attention_sites(pipe.unet)}
     handles = [module.register_forward_pre_hook(look(site), with_kwargs=True) for site, module in modules.items()]
     images_of(pipe, **options)
     for handle in handles:
@@ -78,18 +67,18 @@ def test_recording_leaves_the_images_as_they_were_to_the_last_bit(tiny_pipe, sto
     assert np.array_equal(with_trace, images_of(tiny_pipe, images=images))
 
 
-def test_recorded_maps_equal_an_eager_computation_from_the_modules_inputs(tiny_pipe, store):
+def test_recorded_maps_equal_an_eager_computation_from_the_modules_inputs(tiny_pipe, store, bench):
     run_id, _ = recorded(tiny_pipe, store)
     for layer, (site, probs) in enumerate(eager_probs(tiny_pipe).items()):
         for sample in range(2):
             for token in (0, 2, 15):
-                last = store.maps_of(run_id, sample, site, [token])[-1]
+                last = bench.maps_of(store, run_id, sample, site, [token])[-1]
                 np.testing.assert_allclose(last.reshape(len(last), -1), probs[sample, :, :, token], atol=1e-5)
         assert store.sql("SELECT path FROM layers WHERE layer = ?", [layer])["path"].tolist() == [site]
 
 
 def test_every_map_of_every_pass_is_there_exactly_once(tiny_pipe, store):
-    run_id, _ = recorded(tiny_pipe, store, Capture(("cond", "uncond")))
+    run_id, _ = recorded(tiny_pipe, store, BOTH)
     layers = store.sql("SELECT h, w, heads FROM layers ORDER BY layer").to_numpy().tolist()
     large, small = [16, 8, 4], [8, 4, 4]  # latents of 16x8
     assert layers == [large, small, small, small, small, large, large]
@@ -104,9 +93,9 @@ def test_every_map_of_every_pass_is_there_exactly_once(tiny_pipe, store):
 
 
 def test_without_guidance_all_of_the_batch_is_conditional(tiny_pipe, store):
-    run_id, _ = recorded(tiny_pipe, store, Capture(("cond", "uncond")), guidance=1.0)
+    run_id, _ = recorded(tiny_pipe, store, BOTH, guidance=1.0)
     assert set(store.sql("SELECT branch FROM maps_f32")["branch"]) == {"cond"}
-    assert not store.sql("SELECT guided FROM calls")["guided"].any()
+    assert store.sql("SELECT DISTINCT halves::VARCHAR h FROM calls")["h"].tolist() == ["[cond]"]
     assert store.verify(run_id)["whole"].all()
 
 
@@ -125,5 +114,5 @@ def test_schedulers_that_use_a_timestep_twice_lose_no_pass(tiny_pipe, store, sch
     assert store.sql("SELECT call, step FROM calls ORDER BY call").to_numpy().tolist() == [
         [call, call] for call in range(calls)
     ]
-    assert len(store.maps_of(run_id, 0, 0, [1])) == calls
+    assert len(store.maps((run_id, 0), 1, layers=0)) == calls
     assert store.verify(run_id)["whole"].all()

@@ -10,14 +10,16 @@ from contextlib import closing
 from dataclasses import replace
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pytest
 
-from tracer.rows import CallRow, Capture, LayerRow, Pass, RunRow, SampleRow, ScoreRow
+from tracer.capture import Capture
+from tracer.rows import CallRow, LayerRow, Pass, RunRow, SampleRow, ScoreRow, token_rows
 from tracer.store import Store
 
-VIEWS = ("words", "attn", "stats", "dominance", "dominance_ratio", "completeness")
+VIEWS = (
+    "images", "words", "attn", "stats", "token_steps", "start_share", "dominance", "dominance_ratio", "completeness",
+)  # fmt: skip
 
 
 def empty_pass(*calls):
@@ -28,7 +30,7 @@ def empty_pass(*calls):
 def test_a_new_store_is_an_empty_trace_without_leftovers(tmp_path):
     with Store.create(tmp_path / "it's a trace.duckdb") as store:
         assert store.sql("FROM runs").empty
-        assert store.sql("SELECT value FROM meta WHERE key = 'codec'")["value"].tolist() == ["sqrt_u8"]
+        assert store.sql("SELECT value FROM meta WHERE key = 'codec'")["value"].tolist() == ["sqrt_64"]
     assert [file.name for file in tmp_path.iterdir()] == ["it's a trace.duckdb"]
 
 
@@ -92,7 +94,7 @@ def test_a_trace_of_another_schema_version_is_refused(tmp_path):
     path = tmp_path / "trace.duckdb"
     with Store.create(path) as store, closing(store.cursor()) as cursor:
         cursor.execute("UPDATE meta SET value = '0' WHERE key = 'schema_version'")
-    with pytest.raises(ValueError, match="schema version 1, got 0"):
+    with pytest.raises(ValueError, match="schema version 2, got 0"):
         Store.open(path)
 
 
@@ -123,7 +125,7 @@ def test_a_run_keeps_all_that_is_said_of_it(store):
         "emoji", "abc", "StableDiffusionPipeline", "DDIM", 25, 7.5, 64, 96, "float32",
         "regulate", {"beta": 0.1, "layers": ["a"]}, {"torch": "2.14.1"},
     )  # fmt: skip
-    store.add_run(run, Capture(("cond", "uncond"), "uint8"))
+    store.add_run(run, Capture(steps=range(0, 50, 25)))
     row = store.sql("FROM runs").iloc[0]
     assert (row["spec_hash"], row["n_steps"], row["guidance"], row["height"], row["width"]) == (
         "abc",
@@ -134,20 +136,19 @@ def test_a_run_keeps_all_that_is_said_of_it(store):
     )
     assert json.loads(row["method_params"]) == {"beta": 0.1, "layers": ["a"]}
     assert json.loads(row["capture"]) == {
-        "branches": ["cond", "uncond"],
-        "precision": "uint8",
-        "tokens": "all",
-    }
+        "layers": ["*"], "steps": [0, 25], "heads": "all", "tokens": "words", "precision": "uint8",
+        "resolution": None, "branches": ["cond"], "kinds": ["sample"],
+    }  # fmt: skip
     assert json.loads(row["versions"]) == {"torch": "2.14.1"}
     assert row["status"] == "running"
 
 
 def test_a_pass_is_written_whole_or_not_at_all(store):
     run_id = store.add_run(RunRow("m"), Capture())
-    store.add_pass(run_id, empty_pass(CallRow(0, 0, "sample", True, 0)))
-    twice = empty_pass(CallRow(0, 1, "sample", True, 1), CallRow(0, 0, "sample", True, 0))
+    store.add_passes(run_id, [empty_pass(CallRow(0, 0, "sample", ("cond",), 0))])
+    twice = empty_pass(CallRow(0, 1, "sample", ("cond",), 1), CallRow(0, 0, "sample", ("cond",), 0))
     with pytest.raises(duckdb.ConstraintException):
-        store.add_pass(run_id, replace(twice, layers=[LayerRow(0, "mid_block.attn2", 2, 2, 1)]))
+        store.add_passes(run_id, [replace(twice, layers=[LayerRow(0, "mid_block.attn2", 2, 2, 1)])])
     assert store.sql("SELECT call FROM calls")["call"].tolist() == [0]
     assert store.sql("FROM layers").empty
 
@@ -156,7 +157,7 @@ def test_a_layers_block_is_read_from_its_path(store):
     run_id = store.add_run(RunRow("m"), Capture())
     paths = ("down_blocks.2.attentions.1.attn2", "mid_block.attentions.0.attn2", "transformer_blocks.11.attn")
     layers = [LayerRow(i, path, 2, 3, 4) for i, path in enumerate(paths)]
-    store.add_pass(run_id, replace(empty_pass(), layers=layers))
+    store.add_passes(run_id, [replace(empty_pass(), layers=layers)])
     rows = store.sql("SELECT block, block_idx, h, w, heads FROM layers ORDER BY layer").to_numpy().tolist()
     assert rows == [
         ["down_blocks", 2, 2, 3, 4],
@@ -173,32 +174,6 @@ def test_a_newer_score_takes_the_older_ones_place(store):
     assert rows == [["clip", "", 0.5], ["owl", "cat", 0.75]]
 
 
-@pytest.mark.parametrize("precision", ["float32", "uint8"])
-def test_maps_of_a_word_are_the_sum_of_its_pieces(store, bench, precision):
-    capture = Capture(precision=precision)
-    traced = bench.record(store, bench.Setting(sizes=((2, 2, 1), (3, 5, 2)), calls=3, capture=capture))
-    maps = store.maps_of(traced.run_id, 0, 1, [4, 5])
-    assert maps.shape == (3, 2, 3, 5)
-    assert maps.dtype == np.float32
-    for call in range(3):
-        expected = traced.probs(call, 1, 1)[..., [4, 5]].sum(-1).reshape(2, 3, 5)
-        np.testing.assert_allclose(maps[call], expected, atol=1e-7 if precision == "float32" else 0.008)
-    assert np.array_equal(store.maps_of(traced.run_id, 0, bench.LAYERS[1], [4, 5]), maps)
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {"run_id": 2}, {"sample": 1}, {"layer": 7}, {"tokens": [1, 99]}, {"tokens": []}, {"phase": "edited"},
-        {"branch": "uncond"}, {"tokens": [1, 1]},
-    ],
-)  # fmt: skip
-def test_maps_that_were_not_recorded_are_not_found(store, bench, asked):
-    bench.record(store, bench.Setting())
-    with pytest.raises(LookupError, match="maps of"):
-        store.maps_of(**({"run_id": 1, "sample": 0, "layer": 0, "tokens": [1]} | asked))
-
-
 @pytest.mark.parametrize(
     ("damage", "table"),
     [
@@ -212,11 +187,11 @@ def test_maps_that_were_not_recorded_are_not_found(store, bench, asked):
         ("UPDATE head_stats SET head = 9 WHERE head = 1", "head_stats"),
         ("UPDATE maps_f32 SET token = 40 WHERE token = 3", "maps_f32"),
         ("INSERT INTO maps_f32 SELECT * REPLACE (8 AS call) FROM maps_f32 WHERE call = 1", "maps_f32"),
-        ("INSERT INTO maps SELECT * EXCLUDE (map), [1] FROM maps_f32 LIMIT 1", "maps"),
+        ("INSERT INTO maps SELECT * EXCLUDE (map), 0, 0, [1] FROM maps_f32 LIMIT 1", "maps"),
     ],
 )
 def test_verify_finds_rows_that_are_missing_doubled_or_misplaced(store, bench, damage, table):
-    prompts, both = ("a hip|po", "a cat"), Capture(("cond", "uncond"))
+    prompts, both = ("a hip|po", "a cat"), bench.BOTH
     bench.record(store, bench.Setting(prompts, ("", ""), edit=slice(2, 4), capture=both))
     whole = store.verify().set_index("table")["whole"]
     assert whole.to_dict() == {"head_stats": True, "maps_f32": True}
@@ -237,7 +212,7 @@ def test_verify_expects_the_product_of_the_counts(store, bench):
 def test_duckdb_alone_reads_the_file_under_any_name(tmp_path, bench):
     path = tmp_path / "trace.duckdb"
     with Store.create(path) as store:
-        bench.record(store, bench.Setting(capture=Capture(precision="uint8")))
+        bench.record(store, bench.Setting(capture=Capture()))
     program = (
         "import sys, duckdb\n"
         "direct = duckdb.connect(sys.argv[1], read_only=True)\n"
@@ -258,11 +233,12 @@ import conftest
 from tracer.store import Store
 
 with Store.create(sys.argv[1]) as store:
-    add_pass = store.add_pass
-    def tell(run_id, recorded):
-        add_pass(run_id, recorded)
-        print(run_id, recorded.calls[0].call, flush=True)
-    store.add_pass = tell
+    add_passes = store.add_passes
+    def tell(run_id, passes):
+        add_passes(run_id, passes)
+        for recorded in passes:
+            print(run_id, recorded.calls[0].call, flush=True)
+    store.add_passes = tell
     while True:
         conftest.record(store, conftest.Setting(sizes=((8, 8, 4), (4, 4, 4)), length=16, calls=20))
 """
@@ -287,7 +263,8 @@ def test_a_killed_run_leaves_a_file_that_opens_with_every_pass_that_was_acknowle
 
 def test_samples_and_tokens_come_together_or_not_at_all(store, bench):
     run_id = store.add_run(RunRow("m"), Capture())
-    with pytest.raises(ValueError, match="zip"):
-        store.add_samples(run_id, [SampleRow(0, "a"), SampleRow(1, "a")], [bench.tokens_of("a", 5)])
+    tokens = token_rows(SampleRow(0, "a"), "cond", bench.tokens_of("a", 5), ())
+    with pytest.raises(duckdb.Error):
+        store.add_samples(run_id, [SampleRow(0, "a")], [row | {"nowhere": 1} for row in tokens])
     assert store.sql("FROM samples").empty
     assert store.sql("FROM tokens").empty
