@@ -60,7 +60,7 @@ def _maps_batch(call: int, part: Measured) -> pa.RecordBatch:
     if heads == (None,):
         fields["head"] = pa.nulls(len(row), pa.uint16())
     fields["token"] = pa.array(part.columns.numbers[sample, column].astype(np.uint16))
-    chosen = maps[sample, row, column]
+    chosen = maps.reshape(-1, maps.shape[-1]) if present.all() else maps[sample, row, column]
     if part.code is not None:
         low, step = part.code.numpy()[sample, row, column].T
         fields["low"], fields["step"] = (pa.array(np.ascontiguousarray(values)) for values in (low, step))

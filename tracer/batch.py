@@ -80,7 +80,7 @@ class Announced:
         Raises:
             ValueError: the tap's batch or tokens are not the batch's, or the edit is not of conditional rows.
         """
-        branches = [branch for branch in self.capture.branches if branch in self.halves]
+        branches: list[Branch] = [branch for branch in self.capture.branches if branch in self.halves]
         self.batch.check(tap, self.halves, branches)
         with torch.no_grad():
             for branch, rows in self.batch.rows(self.halves).items():
@@ -149,7 +149,8 @@ def batch_of(
     if not samples:
         raise ValueError("samples must be at least 1, got none")
     columns: dict[Branch, Columns] = {}
-    for branch in {"cond", *capture.branches}:
+    wanted: set[Branch] = {"cond", *capture.branches}
+    for branch in wanted:
         sequences = texts.get(branch, ())
         if len(sequences) != len(samples):
             raise ValueError(

@@ -74,9 +74,9 @@ class Call:
 @contextmanager
 def calls_of(pipe: DiffusionPipeline, watcher: Watcher) -> Iterator[None]:
     """Tell `watcher` of the pipeline's calls while the block runs."""
-    own = type(pipe)
+    own: Any = type(pipe)
 
-    class Watched(own):  # pyright: ignore[reportUntypedBaseClass, reportGeneralTypeIssues]
+    class Watched(own):
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             bound = signature(own.__call__).bind(self, *args, **kwargs)
             bound.apply_defaults()

@@ -34,6 +34,7 @@ def opened(path: Path, options: str) -> duckdb.DuckDBPyConnection:
     """
     connection = duckdb.connect()  # an empty one in memory: ROW_GROUP_SIZE can be given to ATTACH only
     try:
+        connection.execute("SET temp_directory = ?", [f"{path}.tmp"])  # not .tmp in whatever folder one stands in
         attach(connection, path, "trace", options)
     except BaseException:
         connection.close()

@@ -44,7 +44,7 @@ def read_maps(
     run_id, sample = _image(cursor, image)
     tokens = _tokens(cursor, run_id, sample, chosen.branch, word)
     layers, heads, size = _layers(cursor, run_id, chosen)
-    calls = _calls(cursor, run_id, sample, chosen.steps)
+    calls = _calls(cursor, run_id, sample, chosen)
     asked = f"run {run_id}, sample {sample}, {word!r}, {chosen.phase}, {chosen.branch}"
     if not calls:
         raise LookupError(f"{asked}: no sampling pass of step {chosen.steps} was recorded")
@@ -147,15 +147,16 @@ def _layers(cursor: duckdb.DuckDBPyConnection, run_id: int, chosen: Chosen) -> t
     return [row[0] for row in picked], picked[0][2], picked[0][3:]
 
 
-def _calls(cursor: duckdb.DuckDBPyConnection, run_id: int, sample: int, steps: Sequence[int] | int | None) -> list[int]:
+def _calls(cursor: duckdb.DuckDBPyConnection, run_id: int, sample: int, chosen: Chosen) -> list[int]:
     rows = _rows(
         cursor,
-        "SELECT call, step FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample' ORDER BY call",
-        [run_id, sample],
+        "SELECT call, step FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample' "
+        "AND list_contains(halves, ?::branch) ORDER BY call",
+        [run_id, sample, chosen.branch],
     )
-    if steps is None:
+    if chosen.steps is None:
         return [call for call, _ in rows]
-    wanted = {steps} if isinstance(steps, int) else set(steps)
+    wanted = {chosen.steps} if isinstance(chosen.steps, int) else set(chosen.steps)
     if missing := sorted(wanted - {step for _, step in rows}):
         raise LookupError(f"steps {missing} of run {run_id}, sample {sample} were not recorded")
     return [call for call, step in rows if step in wanted]

@@ -25,6 +25,7 @@ class Passes:
 
     Attributes:
         kind: a sampling pass, or one that guidance or refinement adds.
+        partial: some layers are left out, so that nothing of it can be recorded.
         step: sampling passes since the schedule was set, from 0; -1 before the first.
         steps: how many there will be.
         halves: what the batch holds, in its order: ("uncond", "cond"), or one of them alone.
@@ -43,7 +44,9 @@ class Passes:
         self._timesteps: list[float] = []
         self._sigmas: list[float] | None = None
         self._marked: CallKind | None = None
+        self._negative_next = False  # the pass to come is the negative prompt's own
         self.kind: CallKind = "sample"
+        self.partial = False
         self.step, self.steps = -1, 0
         self.halves: tuple[Branch, ...] = ("cond",)
         self.rows = slice(None)
@@ -72,23 +75,28 @@ class Passes:
         schedule = self._pipe.scheduler.timesteps
         if schedule is not self._schedule:  # set_timesteps makes a new tensor each time
             self._read_schedule(schedule)
-        extra = torch.is_grad_enabled() or kwargs.get("skip_layers") is not None  # SD3's skip-layer guidance
+        self.partial = kwargs.get("skip_layers") is not None  # SD3's skip-layer guidance
+        extra = torch.is_grad_enabled() or self.partial
         self.kind = self._marked or ("guidance" if extra else "sample")
         self.text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         sample = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
         self.latent = (sample.shape[-2], sample.shape[-1]) if sample.ndim == 4 else None
-        if self.kind != "sample":
-            self.halves, self.rows = ("cond",), slice(0, len(sample))
-            return
-        second = self.separate and self.halves == ("cond",) and self.step >= 0
-        self.halves = ("uncond",) if second else ("cond",)
-        self.step += not second
-        if getattr(self._pipe, "do_classifier_free_guidance", False):
-            self.halves = ("uncond", "cond")
+        self.halves = ("cond",)
+        if self.kind == "sample":
+            self.step += not self._negative_next
+            self.halves = self._sampled()
         self.rows = slice(len(sample) // 2 if self.guided else 0, len(sample))
 
+    def _sampled(self) -> tuple[Branch, ...]:
+        """Return the halves of a sampling pass."""
+        if getattr(self._pipe, "do_classifier_free_guidance", False):
+            return ("uncond", "cond")
+        negative = self._negative_next
+        self._negative_next = self.separate and not negative
+        return ("uncond",) if negative else ("cond",)
+
     def _read_schedule(self, schedule: Tensor) -> None:
-        self._schedule, self.step, self.halves = schedule, -1, ()
+        self._schedule, self.step, self._negative_next = schedule, -1, False
         self.steps = self._pipe.num_timesteps or len(schedule)
         self._timesteps = [float(t) for t in schedule.tolist()[-self.steps :]]  # image-to-image skips the first
         sigmas = getattr(self._pipe.scheduler, "sigmas", None)

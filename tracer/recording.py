@@ -123,7 +123,7 @@ class Recording:
 
     def announce(self, model: nn.Module, args: Any) -> None:
         """Announce a pass that is about to start (a forward pre-hook)."""
-        if self._call is None:
+        if self._call is None or self._passes.partial:
             return
         passes = self._passes
         if not self._samples:

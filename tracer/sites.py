@@ -127,7 +127,7 @@ class Layout:
         hidden = args[0] if args else kwargs["hidden_states"]
         self.text = (args[1] if len(args) > 1 else kwargs["encoder_hidden_states"]).shape[1]
         if hidden.ndim == 4:  # SD3 cuts the latent into patches itself
-            patch = int(model.config.patch_size)  # pyright: ignore[reportAttributeAccessIssue]
+            patch = int(model.config.patch_size)  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
             self.height, self.width = (size // patch for size in hidden.shape[-2:])
         else:
             self._read_ids(kwargs["img_ids"], hidden.shape[1])

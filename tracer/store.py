@@ -31,7 +31,11 @@ from tracer.database import READING, WRITING, attach, build, check_room, opened
 from tracer.maps import Chosen, read_maps
 from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveRow, Status
 
-ENOUGH = 4096  # rows that make a transaction: two whole row groups, written straight to their place in the file
+# What makes a transaction: enough rows for whole row groups, which go straight to their place in the file (the rest of
+# each goes through the log and is written twice), but not so much that memory grows with the model.
+ENOUGH_ROWS, ENOUGH_BYTES = 16_384, 32 * 2**20
+# What DuckDB may hold while a run is open, beside the generation; it would keep all that it wrote, up to most of the RAM.
+MEMORY = "96MB"
 
 
 class Store:
@@ -151,6 +155,7 @@ class Store:
         with self._transaction() as cursor:
             last = cursor.execute("SELECT coalesce(max(run_id), 0) FROM runs").fetchall()[0][0]
             _insert(cursor, "runs", [_as_json(row, "method_params", "versions", "capture")], last + 1)
+            cursor.execute(f"SET memory_limit = '{MEMORY}'")
         return last + 1
 
     def add_samples(self, run_id: int, samples: Sequence[SampleRow], tokens: Sequence[Mapping[str, object]]) -> None:
@@ -202,8 +207,10 @@ class Store:
         with self._transaction() as cursor:
             cursor.execute("UPDATE runs SET status = ? WHERE run_id = ?", [status, run_id])
         # Another thread that is writing keeps the rows in the write-ahead log, where they are as safe.
-        with closing(self.cursor()) as cursor, suppress(duckdb.TransactionException):
-            cursor.execute("CHECKPOINT trace")
+        with closing(self.cursor()) as cursor:
+            with suppress(duckdb.TransactionException):
+                cursor.execute("CHECKPOINT trace")
+            cursor.execute("RESET memory_limit")
 
     def verify(self, run_id: int | None = None) -> pd.DataFrame:
         """Return whether each (sample, branch, phase, call, layer, head, token) is there exactly once.
@@ -220,6 +227,7 @@ class Store:
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
         with closing(self.cursor()) as cursor:
+            cursor.execute("SET SESSION preserve_insertion_order = false")  # then all cores compress a transaction
             cursor.begin()
             yield cursor
             cursor.commit()  # a cursor that is closed without it rolls back
@@ -236,7 +244,8 @@ class Pending:
     def add(self, recorded: Pass) -> None:
         """Take a pass, and write all that wait once they are many."""
         self.passes.append(recorded)
-        if sum(waiting.stats.num_rows for waiting in self.passes) >= ENOUGH:
+        rows = sum(waiting.stats.num_rows for waiting in self.passes)
+        if rows >= ENOUGH_ROWS or sum(waiting.maps.nbytes for waiting in self.passes) >= ENOUGH_BYTES:
             self.flush()
 
     def flush(self) -> None:

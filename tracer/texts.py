@@ -6,6 +6,7 @@ length comes from the network's own input.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.loaders import TextualInversionLoaderMixin
@@ -49,7 +50,8 @@ class Texts:
     def _converted(self, prompt: str) -> str:
         """Return the prompt as the pipeline tokenizes it: learned words of several vectors are written out."""
         if isinstance(self.pipe, TextualInversionLoaderMixin) and len(self.encoders) == 1:
-            return str(self.pipe.maybe_convert_prompt(prompt, self.encoders[0].tokenizer))
+            tokenizer: Any = self.encoders[0].tokenizer
+            return str(self.pipe.maybe_convert_prompt(prompt, tokenizer))
         return prompt
 
 

@@ -148,7 +148,7 @@ def test_an_error_of_the_writer_surfaces_in_the_generating_thread(recorder, stor
             raise OSError("the disk is full")
         add_passes(run_id, passes)
 
-    monkeypatch.setattr("tracer.store.ENOUGH", 1)  # each pass a transaction
+    monkeypatch.setattr("tracer.store.ENOUGH_ROWS", 1)  # each pass a transaction
     monkeypatch.setattr(store, "add_passes", refuse)
     with pytest.raises(TraceNotWritten, match="disk is full") as caught:
         for call in range(50):
