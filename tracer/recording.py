@@ -137,15 +137,15 @@ class Recording:
 
     def returned(self, call: Call, images: list[Any]) -> None:
         """Hear that the pipeline returned (`tracer.calls`)."""
+        self._call = None
         if not self._samples:
-            return  # no pass at all: image-to-image of strength 0
+            return  # the network was not called at all
         paths = [
             self._save(sample, image) if self._save is not None and isinstance(image, Image.Image) else ""
             for sample, image in zip(self._samples, images, strict=True)
         ]
         self._recorder.images([(digest(image), path) for image, path in zip(images, paths, strict=True)])
         self._recorder.wait()
-        self._call = None
 
     def failed(self, call: Call) -> None:
         """Hear that the pipeline raised (`tracer.calls`)."""

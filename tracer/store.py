@@ -34,7 +34,7 @@ from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveR
 # What makes a transaction: enough rows for whole row groups, which go straight to their place in the file (the rest of
 # each goes through the log and is written twice), but not so much that memory grows with the model.
 ENOUGH_ROWS, ENOUGH_BYTES = 16_384, 32 * 2**20
-# What DuckDB may hold while a run is open, beside the generation; it would keep all that it wrote, up to most of the RAM.
+# What DuckDB may hold while a run is open, beside the generation: it would keep all that it wrote, in most of the RAM.
 MEMORY = "96MB"
 
 
