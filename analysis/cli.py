@@ -1,7 +1,5 @@
 """The command line: each command reads its options, calls one public function, and says errors in a line."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,9 +9,11 @@ import typer
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
+from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
 from analysis.compare import search as search_variants
 from analysis.demo import demo as make_demo
+from analysis.plain_errors import plainly
 from analysis.plan import animal_pairs, halves
 from regulate import AttentionRegulation
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Trace cross-attention in text-to-image models, regulate it, and measure whether that helped.",
 )
+app.add_typer(traces)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
 Model = Annotated[str, typer.Option(help="'emoji', a folder in diffusers' layout, or a hub id.")]
@@ -33,16 +34,6 @@ class Pairs(StrEnum):
     ALL = "all"
     TUNE = "tune"
     TEST = "test"
-
-
-@contextmanager
-def _plainly() -> Iterator[None]:
-    """Turn what a user can mend into one line and exit code 2."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"attnreg: {' '.join(str(error).split())}", err=True)
-        raise typer.Exit(2) from None
 
 
 def _show_version(wanted: bool) -> bool:
@@ -77,7 +68,7 @@ def demo(
     model: Model = "emoji",
 ) -> None:
     """Generate one prompt with and without regulation, trace it, and write a page that shows both."""
-    with _plainly():
+    with plainly():
         make_demo(out, prompt, target or (), range(seeds), model=model)
 
 
@@ -93,7 +84,7 @@ def compare(
 ) -> None:
     """Measure whether regulation helps, over animal pairs and seeds; resumes where it was stopped."""
     prompts = animal_pairs()
-    with _plainly():
+    with plainly():
         if search and pairs is not Pairs.ALL:
             raise ValueError(f"--search splits all pairs by itself, got --pairs {pairs.value} too")
         if search:

@@ -6,7 +6,7 @@ Conventions: weights are read as safetensors only; the emoji world loads through
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 
 from tracer.folders import emoji_world
 
@@ -28,9 +28,10 @@ def load_pipeline(
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"folder {name!r} is no diffusers pipeline: it has no model_index.json")
     try:
-        pipe = StableDiffusionPipeline.from_pretrained(
-            folder if folder.is_dir() else name, dtype=dtype, use_safetensors=True, safety_checker=None
-        )
+        source = folder if folder.is_dir() else name
+        parts = DiffusionPipeline.load_config(source)  # SDXL and the like have no safety checker to leave out
+        without = {"safety_checker": None} if "safety_checker" in parts else {}
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **without)
     except (OSError, ValueError) as error:  # diffusers says ValueError for a name that cannot be a hub id
         raise FileNotFoundError(
             f"model {name!r} is neither 'emoji', nor a local folder, nor a hub model that can be fetched from here; "
