@@ -52,6 +52,13 @@ class Call:
         return [text for text in texts for _ in range(self.arguments.get("num_images_per_prompt") or 1)]
 
     @property
+    def other_texts(self) -> list[str]:
+        """Names of arguments that give a further encoder (of SDXL, SD3, Flux) another text than the first."""
+        pairs = [(f"{kind}_{i}", kind) for kind in ("prompt", "negative_prompt") for i in (2, 3)]
+        given = self.arguments
+        return [name for name, first in pairs if given.get(name) is not None and given[name] != given.get(first)]
+
+    @property
     def seeds(self) -> list[int | None]:
         """The seed of each image's own generator; None where it has none of its own."""
         images, chance = len(self.prompts or []), self.arguments.get("generator")

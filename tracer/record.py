@@ -225,7 +225,7 @@ class Recorder:
 
         Raises:
             ValueError: the last pass did not record each layer (the run is marked failed), or no run is open.
-            TraceNotWritten: the writing thread failed (likewise).
+            TraceNotWritten: the writing thread failed (likewise), or the disk is full.
         """
         run = self._run()
         try:
@@ -244,7 +244,8 @@ class Recorder:
                 run.writer.submit(run.pending.flush)  # of a run that failed too, what is whole is kept
             run.writer.close()
             if status == "failed":
-                with suppress(duckdb.Error, OSError):  # the error that ended the run is the one to be seen
+                # the error that ended the run is the one to be seen
+                with suppress(duckdb.Error, OSError, TraceNotWritten):
                     self.store.end_run(run.run_id, "failed")
 
     def _run(self) -> _Run:

@@ -61,7 +61,10 @@ def recording(
         ValueError: before anything is hooked or written, if the model's attention cannot be tapped or no layer fits;
             inside the block, if a target is not in the prompt or the text cannot be told.
         TraceBusy: the file is open for writing already.
-        TraceNotWritten: the writing thread failed, on a full disk for example; inside the block.
+        OSError: before a run begins, if there is hardly any room left on the disk; PermissionError if the folder or the
+            file is read-only.
+        TraceNotWritten: the trace could not be written, on a full disk for example; inside the block or at its end.
+            Each image whose call returned is in the file, whole.
     """
     chosen = Capture() if capture is None else capture
     model = denoiser(pipe)
@@ -118,6 +121,8 @@ class Recording:
             )
         if call.prompts is None:
             call.arguments["prompt"] = self._prompt
+        for name in call.other_texts:
+            raise ValueError(f"{name} must be left out or be the prompt itself: else one token would be of two words")
         self._call, self._samples = call, []
         self._passes.separate = call.separate
 

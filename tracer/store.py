@@ -27,7 +27,7 @@ from jaxtyping import Float32
 
 from tracer.arrow import MAPS
 from tracer.capture import Capture
-from tracer.database import READING, WRITING, attach, build, check_room, opened
+from tracer.database import READING, WRITING, attach, build, check_folder, check_room, has_room, opened, writing
 from tracer.maps import Chosen, read_maps
 from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveRow, Status
 
@@ -35,7 +35,7 @@ from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveR
 # each goes through the log and is written twice), but not so much that memory grows with the model.
 ENOUGH_ROWS, ENOUGH_BYTES = 16_384, 32 * 2**20
 # What DuckDB may hold while a run is open, beside the generation: it would keep all that it wrote, in most of the RAM.
-MEMORY = "96MB"
+MEMORY = "48MB"
 
 
 class Store:
@@ -53,11 +53,14 @@ class Store:
 
         Raises:
             FileNotFoundError: the folder does not exist.
-            PermissionError: it is read-only.
+            PermissionError: it, or the file, is read-only.
+            OSError: a new file, and hardly any room left on the disk.
             ValueError: the file is there and is no trace, or one of another schema version.
-            TraceBusy: the file is open for writing already.
+            TraceBusy: the file is open already.
+            TraceNotWritten: the disk is full.
         """
         path = Path(path)
+        check_folder(path)
         if not path.exists():
             build(path)
         return cls(path, WRITING)
@@ -92,7 +95,8 @@ class Store:
         """Return a connection of one's own to the open file; the caller closes it. One per thread."""
         with self._lock:
             cursor = self._connection.cursor()
-        cursor.execute("USE trace")
+        with writing(self.path):  # a file that DuckDB refuses after an error says so here
+            cursor.execute("USE trace")
         return cursor
 
     def sql(self, query: str, params: Sequence[object] | Mapping[str, object] | None = None) -> pd.DataFrame:
@@ -113,6 +117,13 @@ class Store:
             raise FileNotFoundError(f"there is no trace at {path}")
         with closing(self.cursor()) as cursor:
             attach(cursor, Path(path), name)
+
+    def confine(self) -> None:
+        """Let no query read or write any file but the traces that are open; there is no way back."""
+        with closing(self.cursor()) as cursor:
+            for name, value in (("enable_external_access", "false"), ("python_enable_replacements", "false")):
+                cursor.execute(f"SET {name} = {value}")
+            cursor.execute("SET lock_configuration = true")
 
     def maps(
         self,
@@ -203,13 +214,19 @@ class Store:
                 cursor.execute("INSERT OR REPLACE INTO scores BY NAME SELECT * FROM new_rows")
 
     def end_run(self, run_id: int, status: Status) -> None:
-        """Mark a run as done or failed, and move all that was written into the file proper."""
+        """Mark a run as done or failed; of one that is done move all that was written into the file proper.
+
+        Raises:
+            TraceNotWritten: the disk is full; all that was finished is in the file or in its log.
+        """
         with self._transaction() as cursor:
             cursor.execute("UPDATE runs SET status = ? WHERE run_id = ?", [status, run_id])
-        # Another thread that is writing keeps the rows in the write-ahead log, where they are as safe.
-        with closing(self.cursor()) as cursor:
-            with suppress(duckdb.TransactionException):
-                cursor.execute("CHECKPOINT trace")
+        # Rows are as safe in the write-ahead log. They stay there while another thread writes, and on a disk that may
+        # be full: once a checkpoint has failed, DuckDB refuses an open file to all, readers too.
+        with writing(self.path), closing(self.cursor()) as cursor:
+            if status == "done" and has_room(self.path):
+                with suppress(duckdb.TransactionException):
+                    cursor.execute("CHECKPOINT trace")
             cursor.execute("RESET memory_limit")
 
     def verify(self, run_id: int | None = None) -> pd.DataFrame:
@@ -226,7 +243,7 @@ class Store:
 
     @contextmanager
     def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        with closing(self.cursor()) as cursor:
+        with writing(self.path), closing(self.cursor()) as cursor:
             cursor.execute("SET SESSION preserve_insertion_order = false")  # then all cores compress a transaction
             cursor.begin()
             yield cursor

@@ -15,7 +15,7 @@ DEPTH = 4  # passes of the model that may wait
 
 
 class TraceNotWritten(RuntimeError):
-    """The writer's thread failed; its error is the cause."""
+    """The trace could not be written, on a full disk for example; the error behind it is the cause."""
 
 
 class Writer:
@@ -62,7 +62,9 @@ class Writer:
             TraceNotWritten: from the job's own error.
         """
         if self._errors:
-            raise TraceNotWritten(f"the trace could not be written: {self._errors[0]}") from self._errors[0]
+            error = self._errors[0]
+            told = "" if isinstance(error, TraceNotWritten) else "the trace could not be written: "
+            raise TraceNotWritten(f"{told}{error}") from error
 
 
 def _write(jobs: Queue[Job | None], errors: list[BaseException]) -> None:

@@ -245,6 +245,22 @@ def test_the_extra_passes_of_skip_layer_guidance_are_no_sampling_passes(pipes, s
     assert store.verify()["whole"].all()
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [("sdxl", "prompt_2"), ("sd3", "prompt_3"), ("flux", "prompt_2"), ("sdxl", "negative_prompt_2")],
+)
+def test_another_text_for_another_encoder_is_refused(pipes, store, name, argument):
+    with (
+        recording(pipes[name], store),
+        pytest.raises(ValueError, match=f"{argument} must be left out or be the prompt"),
+    ):
+        draw(pipes[name], name, **{argument: ["a red car"] * 2})
+    assert store.sql("FROM runs").empty
+    with recording(pipes[name], store):
+        draw(pipes[name], name, prompt_2=PROMPTS)
+    assert store.verify()["whole"].all()
+
+
 @pytest.mark.parametrize("kind", ["img2img", "inpaint"])
 @pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl", "sd3", "flux"])
 def test_pipelines_that_start_from_an_image_are_recorded(pipes, tmp_path, name, kind):
