@@ -54,9 +54,10 @@ def read_maps(
     table, columns = _TABLES[precision]
     found = cursor.sql(
         f"SELECT call, layer, {columns} FROM {table} m WHERE run_id = ? AND sample = ? AND branch = ? AND phase = ? "
-        "AND call BETWEEN ? AND ? AND list_contains(?, call) AND list_contains(?, layer) AND list_contains(?, token) "
-        "ORDER BY call, layer, head, token",
-        params=[run_id, sample, chosen.branch, chosen.phase, min(calls), max(calls), calls, layers, tokens],
+        # of the columns' own type: what is cast skips no part of the file
+        "AND list_contains(?::USMALLINT[], call) AND list_contains(?::USMALLINT[], layer) "
+        "AND list_contains(?::USMALLINT[], token) ORDER BY call, layer, head, token",
+        params=[run_id, sample, chosen.branch, chosen.phase, calls, layers, tokens],
     ).to_arrow_table()
     passes = len(set(found["call"].to_pylist()))  # an edit acts on some of the steps only
     shape = (passes, len(layers), heads, len(tokens))
