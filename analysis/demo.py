@@ -28,7 +28,6 @@ from analysis.scoring import score_images
 from metrics.detection import detect, detection_rate
 from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
 from regulate import METHODS, Request, generate
-from tracer.capture import Capture
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
 from tracer.scenes import ANIMALS, OBJECTS
@@ -44,8 +43,6 @@ RULE = (
 )
 GIVEN = "The prompt was given by whoever started the demo."
 SEEDS = tuple(range(16))
-# Maps of all images as 8-bit codes: exact ones would fill 180 MB. Statistics are of the live maps either way.
-CAPTURE = Capture(precision="uint8")
 
 
 @dataclass(frozen=True)
@@ -176,8 +173,7 @@ def _material(
                 request,
                 METHODS[name],
                 store,
-                CAPTURE,
-                folder / "images" / name,
+                folder=folder / "images" / name,
                 done=lambda images, task=task: progress.advance(task, images),
             )
             runs.append(cast(int, made.run_id))  # there is one, as there is a store

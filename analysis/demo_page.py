@@ -151,7 +151,8 @@ def _violins(material: Material, found: pd.DataFrame, chosen: Mapping[bool, int]
     pictures = {sample: material.pictures["plain", seeds[sample]] for sample in shown}
     caption = (
         f"{layer.removesuffix('.attn2')}, {heads} heads pooled, conditional half of the plain run.\n"
-        "Raw probabilities: start, end and padding hidden, not renormalised; maps stored in 8 bits (±0.004)."
+        "Raw probabilities: start, end and padding hidden, not renormalised; "
+        "maps stored in 64 levels each (±1/63 of their largest value)."
     )
     absent = {frozenset({True}): "No plain image misses a target, so there is no failed one to show. "}
     absent |= {frozenset({False}): "No plain image shows all targets, so there is no successful one to show. "}

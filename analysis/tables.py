@@ -2,8 +2,8 @@
 
 Conventions: one grain per table, named in its docstring. Maps are the conditional half's raw probabilities of
 sampling passes, special tokens left out, not renormalised; a word of several pieces is its pieces' sum. A map
-comes as exactly as it was stored (8-bit codes are off by at most 0.00392). Runs are given by number; prompt
-and seed pair the images of two runs.
+comes as exactly as it was stored (8-bit codes are off by at most 1/63 of a map's largest value). Runs are given by
+number; prompt and seed pair the images of two runs.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""A trace opens in DuckDB's own command line, without a line of our code: here by an older release than the library's."""
+"""DuckDB's own command line opens a trace, without a line of our code: here an older release than the library."""
 
 import json
 import subprocess
