@@ -31,7 +31,9 @@ def test_the_wheel_holds_the_packages_and_the_emoji_world_and_nothing_else(wheel
     names = wheel.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
     assert tops == {"tracer", "regulate", "metrics", "analysis"}
-    assert {"tracer/schema.sql", "tracer/views.sql", "tracer/data/emoji/atlas.png", "tracer/data/emoji/NOTICE"} <= set(names)
+    assert {"tracer/schema.sql", "tracer/views.sql", "tracer/data/emoji/atlas.png", "tracer/data/emoji/NOTICE"} <= set(
+        names
+    )
     assert "tracer/data/emoji/sd/tokenizer/tokenizer.json" in names
     assert not [name for name in names if name.startswith("tracer/data/emoji/make")]
 
