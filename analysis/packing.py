@@ -4,8 +4,8 @@ from pathlib import Path
 
 import duckdb
 
-# Recording wants short row groups (tracer/store.py); a file that is only read any more is a sixth smaller with
-# longer ones: 88 MB in place of 107 (157 with the gaps) for the demo's 32 images, in 4 s.
+# Recording wants short row groups (tracer/store.py); a file that is only read any more is a third smaller with longer
+# ones: 32 MB in place of 48 for the demo's 32 images, in 3 s.
 ROW_GROUP = 16_384
 
 

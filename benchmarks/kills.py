@@ -35,6 +35,7 @@ from tracer.pictures import digest
 
 PROMPT = "a cat and a dog"
 KEPT = {"words": 8, "all": 16}  # tokens of the prompt of which there are rows
+HEADS = 22  # of all layers of the emoji world's UNet
 BOTH = Capture(tokens="all", precision="float16", branches=("cond", "uncond"))  # several transactions in an image
 CAPTURES = (Capture(), Capture(), EVERYTHING, BOTH)
 MAPS = ("maps", "maps_f16", "maps_f32")
@@ -45,9 +46,10 @@ SOON = 0.03  # seconds; a stage takes 5 to 100 ms
 
 COUNTS = f"""
 SELECT i.run_id, i.sample, i.seed, i.image_sha256, r.n_steps, r.capture->>'tokens' AS tokens,
-       json_array_length(r.capture->'branches') AS branches, l.layers, l.heads, c.n AS calls, s.n AS stats, m.n AS maps
+       json_array_length(r.capture->'branches') AS branches, coalesce(l.heads, 0) AS heads,
+       coalesce(c.n, 0) AS calls, coalesce(s.n, 0) AS stats, coalesce(m.n, 0) AS maps
 FROM images i JOIN runs r USING (run_id)
-LEFT JOIN (SELECT run_id, count(*) AS layers, sum(heads) AS heads FROM layers GROUP BY ALL) l USING (run_id)
+LEFT JOIN (SELECT run_id, sum(heads) AS heads FROM layers GROUP BY ALL) l USING (run_id)
 LEFT JOIN (SELECT run_id, sample, count(*) AS n FROM calls GROUP BY ALL) c USING (run_id, sample)
 LEFT JOIN (SELECT run_id, sample, count(*) AS n FROM head_stats GROUP BY ALL) s USING (run_id, sample)
 LEFT JOIN (SELECT run_id, sample, count(*) AS n FROM
@@ -195,8 +197,8 @@ def looked_at(path: Path, batches: list[Batch], writing: bool) -> dict[str, Any]
         checked, total = store.verify(), len(store.sql("FROM samples"))
     faults = [f"verify finds {row}" for row in checked[~checked["whole"]].to_dict("records")]
     for row in rows.itertuples():
-        expected = row.n_steps * row.heads * KEPT[row.tokens] * row.branches
-        if (row.calls, row.stats, row.maps) != (row.n_steps, expected, expected):
+        expected = row.n_steps * HEADS * KEPT[row.tokens] * row.branches
+        if (row.heads, row.calls, row.stats, row.maps) != (HEADS, row.n_steps, expected, expected):
             faults.append(f"done but not whole: {row}")
     if rows["seed"].tolist() != list(range(len(rows))):
         faults.append(f"the seeds of done images must be all different and without a gap, got {rows['seed'].tolist()}")

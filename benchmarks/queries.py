@@ -1,6 +1,6 @@
 """How long a trace takes to answer, as it grows from one image to a hundred.
 
-    python benchmarks/queries.py --figure queries.png    # twenty minutes on two cores, 12 GB in --folder
+    python benchmarks/queries.py --figure queries.png    # ten minutes on two cores, 12 GB in --folder
 
 Traces have the geometry of Stable Diffusion 1.5 at 512 px: 16 layers of 8 heads, maps of 64, 32, 16 and 8 pixels, 50
 passes an image, the default capture, a prompt of ten words (13 tokens are kept). One image is recorded by the real
@@ -204,7 +204,14 @@ def label(axes: Axes, at: float, ends: Mapping[str, tuple[float, str]]) -> None:
             color=colour,
             va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),  # from the middle of the name's left edge
+            },
         )
 
 
