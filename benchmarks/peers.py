@@ -5,9 +5,9 @@
     python benchmarks/peers.py --peers PEERS               # --thin: a tenth of the channels, to try things out
 
 SD 1.5's UNet with random weights of a fixed seed, made here: 512 px, guidance (a batch of 2), 77 tokens; a small text
-encoder and VAE; latents are not decoded. Maps are not flat, see `full_size`. A
-pixel says little of its neighbour, so bytes on disk are those of noise. daam needs spaCy for its parsing of words
-alone: where it is missing, a mock stands in. Linux only. MB are 10^6 bytes. What is measured:
+encoder and VAE; latents are not decoded. Maps are not flat, see `full_size`. A pixel says little of its neighbour, so
+bytes on disk are those of noise. daam needs spaCy for its parsing of words alone: where it is missing, a mock stands
+in. Linux only. MB are 10^6 bytes. What is measured:
 
 seconds   in one process, each variant between two plain runs; ratios to their mean (plain: to the plain run before).
           From entering the variant's block to leaving it: ours makes, fills and closes its file.
