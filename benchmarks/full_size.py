@@ -69,8 +69,10 @@ def pipeline(family: str = "sd1", thin: bool = False) -> StableDiffusionPipeline
 
     Args:
         family: "sd1" for 1.5, "sd2" for 2.x at 512 pixels.
-        thin: a tenth of the channels, to try things out; maps are of the same sizes.
+        thin: a tenth of SD 1.5's channels, to try things out; maps are of the same sizes.
     """
+    if thin and family != "sd1":
+        raise ValueError(f"only sd1 can be thin, got {family}: the heads of sd2 need its full width")
     width = {"sd1": 768, "sd2": 1024}[family]
     with torch.random.fork_rng():
         torch.manual_seed(0)
