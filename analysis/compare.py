@@ -17,7 +17,7 @@ from rich.console import Console
 from analysis.comparison import as_table, summary
 from analysis.plan import PLAIN, Plan, halves, search_grid
 from analysis.workbench import Workbench
-from metrics.weights import Protocol
+from metrics.protocols import DetectionProtocol
 from regulate import AttentionRegulation, Method
 from tracer.prompts import Prompt
 
@@ -40,7 +40,7 @@ def compare(
     out: str | Path,
     *,
     model: str = "emoji",
-    protocol: Protocol | None = None,
+    protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
 ) -> pd.DataFrame:
@@ -75,7 +75,7 @@ def search(
     out: str | Path,
     *,
     model: str = "emoji",
-    protocol: Protocol | None = None,
+    protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
 ) -> Found:

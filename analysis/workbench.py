@@ -16,7 +16,8 @@ from torch import nn
 from analysis.plan import Plan
 from analysis.shards import done, read_shards, write_shard
 from metrics.detection import detect
-from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
+from metrics.protocols import DetectionProtocol, emoji_detection
+from metrics.weights import Detector, load_detector
 from regulate import Method, Request, generate
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
@@ -48,7 +49,7 @@ class Workbench:
         prompts: Sequence[Prompt],
         out: str | Path,
         model: str,
-        protocol: Protocol | None,
+        protocol: DetectionProtocol | None,
         console: Console,
     ) -> "Workbench":
         """Return a workbench for these prompts; nothing is written yet.
@@ -59,7 +60,7 @@ class Workbench:
         """
         with console.status("loading the generator and the detector"):
             pipe = load_pipeline(model)
-            detector = load_detector(protocol or (emoji_protocol() if model == "emoji" else Protocol()))
+            detector = load_detector(protocol or (emoji_detection() if model == "emoji" else DetectionProtocol()))
         for prompt in prompts:
             targets_of(pipe.tokenizer, prompt.text, prompt.targets)
         return cls(pipe, detector, Path(out), console, fingerprint(pipe))

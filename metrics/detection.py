@@ -28,7 +28,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torchvision.ops import box_convert, nms
 
-from metrics.weights import ASSIGNMENTS, Assignment, Detector, as_tensors
+from metrics.protocols import ASSIGNMENTS, Assignment
+from metrics.weights import Detector, as_tensors
 
 SAME_THING = 0.5  # IoU from which two boxes are taken for one thing
 
@@ -140,7 +141,7 @@ def _looked(
         raise ValueError(f"batch must be at least 1, got {batch}")
     groups: dict[int, list[int]] = defaultdict(list)
     for index, names in enumerate(targets):
-        _check(detector, names)
+        check_targets(detector, names)
         groups[len(names)].append(index)  # the processor's filler queries would compete for boxes
     for indices in groups.values():
         for start in range(0, len(indices), batch):
@@ -149,7 +150,8 @@ def _looked(
             yield from zip(part, passed, strict=True)
 
 
-def _check(detector: Detector, names: Sequence[str]) -> None:
+def check_targets(detector: Detector, names: Sequence[str]) -> None:
+    """Raise ValueError unless these are objects that the detector can be asked for together."""
     if isinstance(names, str) or not names or len(set(names)) != len(names):
         raise ValueError(f"targets must be lists of different names, at least one each, got {names!r}")
     tokenizer = detector.processor.tokenizer

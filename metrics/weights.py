@@ -5,11 +5,9 @@ Weights are read as safetensors, in float32, and from this machine only unless a
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,57 +15,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2Processor
+from transformers.utils.hub import cached_file
 
-from tracer.folders import emoji_world
-from tracer.scenes import article
-
-Assignment = Literal["argmax", "independent", "distinct"]
-ASSIGNMENTS: tuple[Assignment, ...] = ("argmax", "independent", "distinct")
-RELEASED = "google/owlv2-base-patch16-ensemble"
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How objects are looked for; two rates compare only if their protocols are equal.
-
-    Attributes:
-        checkpoint: hub id or local folder.
-        threshold: score above which a target counts as found, in [0, 1). 0.1 is the default of transformers.
-        template: the query; "a {obj}" becomes "an {obj}" before the vowels a, e, i, o.
-        assignment: which boxes may answer a query, see ``metrics/detection.py``.
-        world: "real" or "emoji"; no table mixes them.
-        revision: commit or tag on the hub, None for the newest there.
-        weights: SHA-256 that ``model.safetensors`` of a local folder must have, None to leave it unchecked.
-    """
-
-    checkpoint: str = RELEASED
-    threshold: float = 0.1
-    template: str = "a photo of a {obj}"
-    assignment: Assignment = "argmax"
-    world: Literal["real", "emoji"] = "real"
-    revision: str | None = None
-    weights: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be a protocol."""
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold must lie in [0, 1), got {self.threshold}")
-        if "{obj}" not in self.template:
-            raise ValueError(f"template must contain {{obj}}, got {self.template!r}")
-        if self.assignment not in ASSIGNMENTS:
-            raise ValueError(f"assignment must be one of {', '.join(ASSIGNMENTS)}, got {self.assignment!r}")
-
-    @property
-    def name(self) -> str:
-        """What is printed under a table, e.g. "owlv2-base-patch16-ensemble@0.10,argmax#1f0c2d9a"."""
-        facts = asdict(self) | {"checkpoint": Path(self.checkpoint).name}  # the same on every machine
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]
-        world = "emoji:" if self.world == "emoji" else ""
-        return f"{world}{facts['checkpoint']}@{self.threshold:.2f},{self.assignment}#{digest}"
-
-    def query(self, obj: str) -> str:
-        """Return the text that asks for an object, e.g. "a photo of an elephant"."""
-        return self.template.replace("a {obj}", article(obj)).replace("{obj}", obj)
+from metrics.protocols import DetectionProtocol, emoji_detection
 
 
 @dataclass(frozen=True)
@@ -76,23 +26,16 @@ class Detector:
 
     model: Owlv2ForObjectDetection
     processor: Owlv2Processor
-    protocol: Protocol
-
-
-def emoji_protocol() -> Protocol:
-    """Return the protocol of the emoji world's detector, with the threshold that was calibrated for it."""
-    folder = emoji_world() / "owlv2"
-    stored = json.loads((folder / "protocol.json").read_text())
-    return Protocol(checkpoint=str(folder), world="emoji", **stored)
+    protocol: DetectionProtocol
 
 
 def load_detector(
-    protocol: Protocol | None = None, device: str | torch.device = "cpu", download: bool = False
+    protocol: DetectionProtocol | None = None, device: str | torch.device = "cpu", download: bool = False
 ) -> Detector:
-    """Return the detector of a protocol, by default the emoji world's.
+    """Return the detector of a protocol, by default the emoji world's; its protocol has the weights' hash.
 
     Args:
-        protocol: which one; `Protocol()` is the released base checkpoint.
+        protocol: which one; `DetectionProtocol()` is the released base checkpoint.
         device: where to put it.
         download: fetch a checkpoint that is not on this machine.
 
@@ -100,10 +43,10 @@ def load_detector(
         FileNotFoundError: the checkpoint is not here; says what to download.
         ValueError: it is no OWLv2, lacks weights, or has other weights than the protocol says.
     """
-    protocol = protocol or emoji_protocol()
+    protocol = protocol or emoji_detection()
     source = {"revision": protocol.revision, "local_files_only": not download}
+    digest = weights_of(protocol, download)
     try:
-        _check(protocol, source)
         model, info = Owlv2ForObjectDetection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             protocol.checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
         )
@@ -112,24 +55,44 @@ def load_detector(
         raise FileNotFoundError(_absent(protocol)) from error
     if info["missing_keys"]:
         raise ValueError(f"{protocol.checkpoint!r} lacks the weights {sorted(info['missing_keys'])[:3]}")
-    return Detector(model.eval().to(device), processor, protocol)
+    return Detector(model.eval().to(device), processor, replace(protocol, weights=digest))
 
 
-def _check(protocol: Protocol, source: dict[str, str | bool | None]) -> None:
-    config, _ = Owlv2Config.get_config_dict(protocol.checkpoint, **source)
-    kind = config.get("model_type")
-    if kind is None:
-        raise FileNotFoundError(f"no config.json in {protocol.checkpoint!r}")
-    if kind != "owlv2":
-        raise ValueError(f"checkpoint must be an OWLv2 model, {protocol.checkpoint!r} is of type {kind!r}")
-    if protocol.weights is not None:
-        weights = (Path(protocol.checkpoint) / "model.safetensors").read_bytes()
-        digest = hashlib.sha256(weights).hexdigest()
-        if digest != protocol.weights:
-            raise ValueError(f"model.safetensors must have SHA-256 {protocol.weights}, got {digest}")
+def weights_of(protocol: DetectionProtocol, download: bool = False) -> str:
+    """Return the SHA-256 of a detector's weights, without loading them.
+
+    Raises:
+        FileNotFoundError: the checkpoint is not here; says what to download.
+        ValueError: it is no OWLv2, or has other weights than the protocol says.
+    """
+    source = {"revision": protocol.revision, "local_files_only": not download}
+    try:
+        config, _ = Owlv2Config.get_config_dict(protocol.checkpoint, **source)
+        kind = config.get("model_type")
+        if kind is None:
+            raise FileNotFoundError(f"no config.json in {protocol.checkpoint!r}")
+        if kind != "owlv2":
+            raise ValueError(f"checkpoint must be an OWLv2 model, {protocol.checkpoint!r} is of type {kind!r}")
+        path = cached_file(protocol.checkpoint, "model.safetensors", **source)
+    except OSError as error:
+        raise FileNotFoundError(_absent(protocol)) from error
+    return verified(Path(str(path)), protocol.weights)
 
 
-def _absent(protocol: Protocol) -> str:
+def verified(path: Path, wanted: str | None) -> str:
+    """Return the SHA-256 of a file of weights.
+
+    Raises:
+        ValueError: it is another one than is wanted.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if wanted not in (None, digest):
+        raise ValueError(f"{path.name} must have SHA-256 {wanted}, got {digest}")
+    return digest
+
+
+def _absent(protocol: DetectionProtocol) -> str:
     name = protocol.checkpoint
     if Path(name).is_dir() or name.startswith((".", "/")):
         wanted = "config.json, model.safetensors, processor_config.json and the tokenizer's files"
@@ -151,6 +114,6 @@ def as_tensors(images: Float[Tensor, "batch 3 height width"] | Sequence[Image.Im
         return [torch.from_numpy(array).permute(2, 0, 1) for array in arrays]
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
-    if images.numel() and (images.min() < 0 or images.max() > 1):
+    if images.numel() and not (images.min() >= 0 and images.max() <= 1):  # so said, NaN is refused too
         raise ValueError(f"images must lie in [0, 1], got {images.min():.3g} to {images.max():.3g}")
     return list(images.float())

@@ -9,7 +9,10 @@ PUBLIC = {
     },
     "regulate": {"METHODS", "AttentionRegulation", "Method", "Request", "applied", "generate"},
     "analysis": {"compare", "demo", "search"},
-    "metrics": {"Detection", "Protocol", "detect", "detection_rate", "found", "load_detector"},
+    "metrics": {
+        "Detection", "DetectionProtocol", "detect", "detection_rate", "found", "load_detector", "known_protocols",
+        "read_folder", "score", "score_set",
+    },
 }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from transformers import (
 )
 
 from metrics.detection import Boxes, Detection, detect, detection_rate, found, in_pixels, look, score_targets
-from metrics.weights import Detector, Protocol, load_detector
+from metrics.protocols import DetectionProtocol
+from metrics.weights import Detector, as_tensors, load_detector
 from tracer.scenes import place, render
 
 FULL_SIZE = {  # of google/owlv2-base-patch16-ensemble
@@ -46,7 +47,7 @@ def untrained(config: Owlv2Config, tokenizer: CLIPTokenizer) -> Detector:
         torch.manual_seed(3)
         model = Owlv2ForObjectDetection(config).eval()
     processor = Owlv2Processor(Owlv2ImageProcessor(size={"height": size, "width": size}), tokenizer)
-    return Detector(model, processor, Protocol(checkpoint="untrained"))
+    return Detector(model, processor, DetectionProtocol(checkpoint="untrained"))
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +265,11 @@ def test_the_emoji_detector_finds_what_is_there_and_nothing_else():
         [["cat", "dog"]] * 3,
     )
     assert [found(d, detector.protocol.threshold) for d in halved] == [True, False, False]
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, 255.0, float("nan")])
+def test_pixels_outside_their_range_are_refused(wrong):
+    images = torch.full((1, 3, 8, 8), 0.5)
+    images[0, 0, 0, 0] = wrong
+    with pytest.raises(ValueError, match="images must lie in"):
+        as_tensors(images)

@@ -1,6 +1,5 @@
 """Loading a detector: what is not there, or is something else, is named; protocols tell rates apart."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -9,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Owlv2ForObjectDetection, Owlv2Processor
 
-from metrics.weights import Protocol, emoji_protocol, load_detector
+from metrics.protocols import DetectionProtocol, emoji_detection
+from metrics.weights import load_detector
 from tracer.folders import emoji_world
 
 
@@ -18,24 +18,24 @@ def copied(tmp_path):
     """A copy of the emoji world's detector that a test may spoil, and its protocol."""
     folder = tmp_path / "owlv2"
     shutil.copytree(emoji_world() / "owlv2", folder)
-    return folder, replace(emoji_protocol(), checkpoint=str(folder))
+    return folder, replace(emoji_detection(), checkpoint=str(folder))
 
 
 def test_a_checkpoint_that_is_not_here_names_what_to_download(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"hf download nobody/owlv2-nowhere"):
-        load_detector(Protocol(checkpoint="nobody/owlv2-nowhere"))
+        load_detector(DetectionProtocol(checkpoint="nobody/owlv2-nowhere"))
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no complete OWLv2 checkpoint"):
-        load_detector(Protocol(checkpoint=str(tmp_path)))
+        load_detector(DetectionProtocol(checkpoint=str(tmp_path)))
 
 
 def test_another_kind_of_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip_text_model"}')
     with pytest.raises(ValueError, match="must be an OWLv2 model"):
-        load_detector(Protocol(checkpoint=str(tmp_path)))
+        load_detector(DetectionProtocol(checkpoint=str(tmp_path)))
 
 
 def test_weights_other_than_the_protocol_says_are_refused(copied):
@@ -63,43 +63,3 @@ def test_the_emoji_detector_loads_without_our_code_in_float32():
     assert processor.tokenizer.model_max_length == 16
     ours = load_detector().model.state_dict()
     assert all(torch.equal(value, ours[name]) for name, value in model.state_dict().items())
-
-
-def test_the_emoji_protocol_is_marked_and_carries_its_calibrated_threshold():
-    protocol = emoji_protocol()
-    stored = json.loads((emoji_world() / "owlv2" / "protocol.json").read_text())
-    assert protocol.threshold == stored["threshold"]
-    assert protocol.world == "emoji"
-    assert protocol.name.startswith("emoji:owlv2@")
-
-
-def test_names_differ_with_every_choice_but_not_with_the_folder():
-    base = Protocol(checkpoint="/one/owlv2")
-    assert base.name == replace(base, checkpoint="/other/owlv2").name
-    others = [
-        replace(base, threshold=0.11),
-        replace(base, template="a {obj}"),
-        replace(base, assignment="distinct"),
-        replace(base, world="emoji"),
-        replace(base, revision="v2"),
-        replace(base, weights="0" * 64),
-    ]
-    assert len({protocol.name for protocol in [base, *others]}) == 7
-
-
-@pytest.mark.parametrize(
-    ("template", "obj", "query"),
-    [
-        ("a photo of a {obj}", "cat", "a photo of a cat"),
-        ("a photo of a {obj}", "elephant", "a photo of an elephant"),
-        ("{obj}", "elephant", "elephant"),
-    ],
-)
-def test_queries_carry_the_right_article(template, obj, query):
-    assert Protocol(template=template).query(obj) == query
-
-
-@pytest.mark.parametrize("wrong", [{"threshold": 1.0}, {"template": "a photo"}, {"assignment": "best"}])
-def test_impossible_protocols_are_refused(wrong):
-    with pytest.raises((ValueError, TypeError), match=next(iter(wrong))):
-        Protocol(**wrong)

@@ -25,7 +25,8 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from metrics.detection import Boxes, Detection, found, look, score_targets
-from metrics.weights import Assignment, Detector, Protocol, load_detector
+from metrics.protocols import Assignment, DetectionProtocol
+from metrics.weights import Detector, load_detector
 
 WORLD = Path(__file__).resolve().parent.parent
 TEMPLATE = "a photo of a {obj}"
@@ -184,7 +185,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, default=WORLD / "sd" / "vae")
     arguments = parser.parse_args()
     weights = hashlib.sha256((arguments.folder / "model.safetensors").read_bytes()).hexdigest()
-    protocol = Protocol(str(arguments.folder), template=TEMPLATE, world="emoji", weights=weights)
+    protocol = DetectionProtocol(str(arguments.folder), template=TEMPLATE, world="emoji", weights=weights)
     detector = load_detector(protocol)
     threshold = calibrated(detector, arguments.vae)
     stored = {"template": TEMPLATE, "threshold": threshold, "assignment": "argmax", "weights": weights}
