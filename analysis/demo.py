@@ -24,9 +24,10 @@ from analysis.folder import check_replaceable, whole_folder
 from analysis.packing import pack
 from analysis.plan import animal_pairs
 from analysis.report import Page, html_of
-from analysis.scoring import score_images
+from analysis.score_images import score_images
 from metrics.detection import detect, detection_rate
-from metrics.weights import Detector, Protocol, emoji_protocol, load_detector
+from metrics.protocols import DetectionProtocol, emoji_detection
+from metrics.weights import Detector, load_detector
 from regulate import METHODS, Request, generate
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
@@ -61,7 +62,7 @@ def demo(
     seeds: Sequence[int] = SEEDS,
     *,
     model: str = "emoji",
-    protocol: Protocol | None = None,
+    protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
 ) -> Demo:
@@ -139,9 +140,9 @@ def _request(prompt: str | None, targets: tuple[str, ...], seeds: tuple[int, ...
     return Request(prompt, targets or nouns_of(prompt), seeds, steps)
 
 
-def _loaded(request: Request, model: str, protocol: Protocol | None) -> tuple[DiffusionPipeline, Detector]:
+def _loaded(request: Request, model: str, protocol: DetectionProtocol | None) -> tuple[DiffusionPipeline, Detector]:
     """Return generator and detector, if they know what they are asked for."""
-    protocol = protocol or (emoji_protocol() if model == "emoji" else Protocol())
+    protocol = protocol or (emoji_detection() if model == "emoji" else DetectionProtocol())
     unknown = [target for target in request.targets if target.split()[-1].lower() not in ANIMALS + OBJECTS]
     if protocol.world == "emoji" and unknown:
         raise ValueError(

@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from analysis import tables
 from analysis.figures import Picture, attention_overlays, comparison_grid, dominance_violins
 from analysis.report import Page, Plate, Query, listed, png_of
-from metrics.weights import Protocol
+from metrics.protocols import DetectionProtocol
 from regulate import Request
 from tracer.store import Store
 
@@ -30,19 +30,18 @@ QUERIES = (
     Query(
         "Which seeds does regulation win, and which does it lose?",
         """\
-SELECT seed, max(value) FILTER (method = 'plain') AS plain,
-       max(value) FILTER (method = 'regulation') AS regulation
-FROM samples JOIN runs USING (run_id) JOIN scores USING (image_sha256)
-WHERE metric = 'found' AND target = '' GROUP BY seed ORDER BY seed""",
+SELECT seed, bool_or(found) FILTER (method = 'plain') AS plain,
+       bool_or(found) FILTER (method = 'regulation') AS regulation
+FROM samples JOIN runs USING (run_id) JOIN outcomes USING (run_id, sample)
+GROUP BY seed ORDER BY seed""",
     ),
     Query(
         "From which step on does one target dominate, in plain images that miss something and in others?",
         """\
-SELECT step, median(ratio) FILTER (value = 0) AS something_missing,
-       median(ratio) FILTER (value = 1) AS all_found
-FROM dominance_ratio JOIN runs USING (run_id) JOIN samples USING (run_id, sample)
-JOIN scores USING (image_sha256)
-WHERE method = 'plain' AND phase = 'original' AND metric = 'found' AND target = ''
+SELECT step, median(ratio) FILTER (NOT found) AS something_missing,
+       median(ratio) FILTER (found) AS all_found
+FROM dominance_ratio JOIN runs USING (run_id) JOIN outcomes USING (run_id, sample)
+WHERE method = 'plain' AND phase = 'original'
 GROUP BY step ORDER BY step""",
     ),
     Query(
@@ -73,7 +72,7 @@ class Material:
     store: Store
     plain: int
     regulated: int
-    protocol: Protocol
+    protocol: DetectionProtocol
     request: Request
     pictures: Mapping[tuple[str, int], Picture]
 

@@ -33,9 +33,8 @@ WITH cells AS (
 )"""
 
 _FOUND = """
-SELECT s.run_id, s.sample, s.seed, s.prompt, f.value > 0.5 AS found
-FROM samples s JOIN scores f USING (image_sha256)
-WHERE f.metric = 'found' AND f.target = '' AND f.protocol = $protocol"""
+SELECT run_id, sample, seed, prompt, found
+FROM samples JOIN outcomes USING (run_id, sample) WHERE protocol = $protocol"""
 
 
 def violin_values(
@@ -117,19 +116,15 @@ def detections(store: Store, runs: Sequence[int], protocol: str) -> pd.DataFrame
     """
     return store.sql(
         """WITH asked AS (
-            SELECT run_id, sample, t->>'text' AS target, (t->>'$.positions[0]')::USMALLINT AS token
+            SELECT run_id, sample, t->>'text' AS target, (t->>'$.positions[0]')::USMALLINT AS token,
+                   string_agg(t->>'text', ', ' ORDER BY t->>'text') OVER (PARTITION BY run_id, sample) AS against
             FROM (SELECT run_id, sample, unnest(from_json(targets, '["JSON"]')) AS t FROM samples))
-        SELECT run_id, method, sample, seed, image, target, word_idx,
-               max(value) FILTER (metric = 'detection') AS score,
-               max(value) FILTER (metric = 'found') > 0.5 AS found,
-               max(value) FILTER (metric = 'box_left') AS "left",
-               max(value) FILTER (metric = 'box_top') AS top,
-               max(value) FILTER (metric = 'box_right') AS "right",
-               max(value) FILTER (metric = 'box_bottom') AS bottom
+        SELECT run_id, method, sample, seed, image, target, word_idx, score, found,
+               box[1] AS "left", box[2] AS top, box[3] AS "right", box[4] AS bottom
         FROM asked JOIN samples USING (run_id, sample) JOIN runs USING (run_id)
-        JOIN tokens USING (run_id, sample, token) JOIN scores USING (image_sha256, target)
+        JOIN tokens USING (run_id, sample, token) JOIN verdicts USING (image_sha256, target, against)
         WHERE branch = 'cond' AND protocol = $protocol AND list_contains($runs, run_id)
-        GROUP BY ALL ORDER BY run_id, sample, word_idx""",
+        ORDER BY run_id, sample, word_idx""",
         {"runs": list(runs), "protocol": protocol},
     )
 

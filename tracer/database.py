@@ -13,7 +13,7 @@ import duckdb
 from tracer.folders import sql_of
 from tracer.writer import TraceNotWritten
 
-SCHEMA_VERSION = "2"
+SCHEMA_VERSION = "3"
 # Rows are few and heavy: DuckDB's own row groups (122,880) would rewrite every map two to three times over.
 # The file does not remember this, so it is given each time.
 WRITING = "ROW_GROUP_SIZE 2048"

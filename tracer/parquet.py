@@ -15,7 +15,15 @@ import duckdb
 from tracer.store import Store
 
 LARGE = ("head_stats", "maps", "maps_f16", "maps_f32")
-SMALL = ("runs", "samples", "tokens", "layers", "calls", "solves", "scores")
+KEYED = (
+    "scores",
+    "protocols",
+    "readings",
+    "set_scores",
+    "embeddings",
+    "pictures",
+)  # by what they are about, not by run
+SMALL = ("runs", "samples", "tokens", "layers", "calls", "solves", *KEYED)
 
 
 def export_parquet(store: Store, folder: str | Path) -> None:
@@ -82,8 +90,8 @@ def _added(cursor: duckdb.DuckDBPyConnection, folder: Path) -> list[int]:
         if not any((folder / table).rglob("*.parquet")):
             continue
         source = [str(folder / table / "**" / "*.parquet")]
-        if table == "scores":
-            cursor.execute("INSERT OR IGNORE INTO scores BY NAME FROM read_parquet(?)", source)
+        if table in KEYED:
+            cursor.execute(f"INSERT OR IGNORE INTO {table} BY NAME FROM read_parquet(?)", source)
             continue
         # table names are our own constants; a statement takes them in no other way
         cursor.execute(

@@ -110,17 +110,6 @@ class SolveRow:
 
 
 @dataclass(frozen=True)
-class ScoreRow:
-    """One number about one image under a named protocol; ``target`` is "" where the whole image is meant."""
-
-    image_sha256: str
-    protocol: str
-    metric: str
-    value: float
-    target: str = ""
-
-
-@dataclass(frozen=True)
 class Pass:
     """All that one pass of the model recorded, as the store writes it: in one transaction or not at all."""
 

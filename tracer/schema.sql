@@ -66,7 +66,32 @@ CREATE TABLE solves (
     run_id UINTEGER, sample USMALLINT, call USMALLINT, layer USMALLINT, head USMALLINT, loss_start FLOAT,
     loss_kept FLOAT, coverage FLOAT, proportion FLOAT, deviation FLOAT, distance FLOAT, kept USMALLINT);
 
--- target: the empty string where the metric looks at the whole image
+-- One number about one image; what is there stays. target: '' where the whole image is meant. against: what the image was
+-- held against: its prompt (CLIP), another image's SHA-256 (LPIPS), the targets that were asked for together (detection:
+-- sorted, joined by ', '), else ''. Detections have one row per assignment, with the query and the box (left, top, right,
+-- bottom, in pixels); a threshold is a matter of reading them.
 CREATE TABLE scores (
-    image_sha256 VARCHAR, protocol VARCHAR, metric VARCHAR, target VARCHAR, value DOUBLE,
-    PRIMARY KEY (image_sha256, protocol, metric, target));
+    image_sha256 VARCHAR, protocol VARCHAR, metric VARCHAR, target VARCHAR, against VARCHAR, value DOUBLE,
+    query VARCHAR, box FLOAT[], PRIMARY KEY (image_sha256, protocol, metric, target, against));
+
+-- What a protocol stands for: a score without it means nothing. protocol: its fingerprint, as scores carry it. facts:
+-- all that the fingerprint is a hash of. versions: the libraries, in full, of the last time it was used.
+CREATE TABLE protocols (protocol VARCHAR PRIMARY KEY, kind VARCHAR, world VARCHAR, facts JSON, versions JSON);
+-- How the detections of a protocol are read; name: as tables print it.
+CREATE TABLE readings (name VARCHAR PRIMARY KEY, protocol VARCHAR, threshold DOUBLE, assignment VARCHAR);
+
+-- One number about a set of images, known by the hash of its images' sorted SHA-256. low, high: of its interval.
+CREATE TABLE set_scores (
+    set_sha256 VARCHAR, reference_sha256 VARCHAR, protocol VARCHAR, metric VARCHAR, value DOUBLE, low DOUBLE, high DOUBLE,
+    n UINTEGER, n_reference UINTEGER, warnings VARCHAR[],
+    PRIMARY KEY (set_sha256, reference_sha256, protocol, metric));
+
+-- What networks made of images (item: SHA-256) and texts (item: the text), for scores that are asked for later.
+CREATE TABLE embeddings (item VARCHAR, protocol VARCHAR, vector FLOAT[], PRIMARY KEY (item, protocol));
+
+-- Image files that were scored, as a method's or as reference images. path: from this file's folder where it lies below it. bytes, changed_ns: a file that has
+-- the same ones is not read again. error: why the file could not be read; notes: what was done to make it 8-bit RGB.
+CREATE TABLE pictures (
+    path VARCHAR, method VARCHAR, prompt_id VARCHAR, prompt VARCHAR, seed BIGINT, targets VARCHAR[], tag VARCHAR,
+    metadata JSON, bytes UBIGINT, changed_ns BIGINT, width UINTEGER, height UINTEGER, image_sha256 VARCHAR,
+    notes VARCHAR[], error VARCHAR, PRIMARY KEY (path, method));

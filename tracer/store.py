@@ -29,7 +29,7 @@ from tracer.arrow import MAPS
 from tracer.capture import Capture
 from tracer.database import READING, WRITING, attach, build, check_folder, check_room, has_room, opened, writing
 from tracer.maps import Chosen, read_maps
-from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, ScoreRow, SolveRow, Status
+from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, SolveRow, Status
 
 # What makes a transaction: enough rows for whole row groups, which go straight to their place in the file (the rest of
 # each goes through the log and is written twice), but not so much that memory grows with the model.
@@ -163,7 +163,7 @@ class Store:
         check_room(self.path)
         row = asdict(run) | {"created_at": datetime.now(UTC).replace(tzinfo=None), "status": "running"}
         row |= {"capture": asdict(capture)}
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             last = cursor.execute("SELECT coalesce(max(run_id), 0) FROM runs").fetchall()[0][0]
             _insert(cursor, "runs", [_as_json(row, "method_params", "versions", "capture")], last + 1)
             cursor.execute(f"SET memory_limit = '{MEMORY}'")
@@ -172,14 +172,14 @@ class Store:
     def add_samples(self, run_id: int, samples: Sequence[SampleRow], tokens: Sequence[Mapping[str, object]]) -> None:
         """Write images to be made, and the rows of their tokens, see `token_rows`."""
         rows = [_as_json(asdict(sample), "targets") for sample in samples]
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             _insert(cursor, "samples", rows, run_id)
             _insert(cursor, "tokens", tokens, run_id)
 
     def add_passes(self, run_id: int, passes: Sequence[Pass]) -> None:
         """Write what some passes of the model recorded, all of it in one transaction."""
         layers = [row for recorded in passes for row in recorded.layers]
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             _insert(
                 cursor,
                 "layers",
@@ -195,23 +195,15 @@ class Store:
 
     def add_images(self, run_id: int, images: Mapping[int, tuple[str, str]]) -> None:
         """Note each sample's finished image: its SHA-256 and its path."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             for sample, (sha256, path) in images.items():
                 where = [sha256, path, run_id, sample]
                 cursor.execute("UPDATE samples SET image_sha256 = ?, image = ? WHERE run_id = ? AND sample = ?", where)
 
     def add_solves(self, run_id: int, solves: Sequence[SolveRow]) -> None:
         """Write the optimisations of a regulated pass."""
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             _insert(cursor, "solves", [asdict(solve) for solve in solves], run_id)
-
-    def add_scores(self, scores: Sequence[ScoreRow]) -> None:
-        """Write numbers about images; a newer one takes an older one's place."""
-        table = pa.Table.from_pylist([asdict(score) for score in scores])
-        with self._transaction() as cursor:
-            if table.num_rows:
-                cursor.register("new_rows", table)
-                cursor.execute("INSERT OR REPLACE INTO scores BY NAME SELECT * FROM new_rows")
 
     def end_run(self, run_id: int, status: Status) -> None:
         """Mark a run as done or failed; of one that is done move all that was written into the file proper.
@@ -219,7 +211,7 @@ class Store:
         Raises:
             TraceNotWritten: the disk is full; all that was finished is in the file or in its log.
         """
-        with self._transaction() as cursor:
+        with self.transaction() as cursor:
             cursor.execute("UPDATE runs SET status = ? WHERE run_id = ?", [status, run_id])
         # Rows are as safe in the write-ahead log. They stay there while another thread writes, and on a disk that may
         # be full: once a checkpoint has failed, DuckDB refuses an open file to all, readers too.
@@ -242,7 +234,8 @@ class Store:
         return self.sql('FROM completeness WHERE run_id = ? OR ? IS NULL ORDER BY run_id, "table"', [run_id, run_id])
 
     @contextmanager
-    def _transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+    def transaction(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Yield a cursor; what it wrote is kept when the block ends well, and nothing of it otherwise."""
         with writing(self.path), closing(self.cursor()) as cursor:
             cursor.execute("SET SESSION preserve_insertion_order = false")  # then all cores compress a transaction
             cursor.begin()

@@ -88,10 +88,55 @@ SELECT run_id, sample, phase, call, step, layer, path, max(share) / min(share) A
        count(*) AS words
 FROM dominance GROUP BY run_id, sample, phase, call, step, layer, path;
 
--- Whether every target was found in an image, by protocol of the detector.
+-- Whether each target was found in an image, under each reading of a detection protocol: protocol is the reading's name.
+-- Verdicts that were given by hand (metric 'found') stand beside them. against: the targets that were asked together.
+CREATE VIEW verdicts AS
+SELECT s.image_sha256, r.name AS protocol, s.against, s.target, s.value AS score, s.value > r.threshold AS found, s.query,
+       s.box
+FROM scores s JOIN readings r ON r.protocol = s.protocol AND s.metric = 'detection_' || r.assignment
+UNION ALL
+SELECT image_sha256, protocol, against, target, NULL, value > 0.5, NULL, NULL FROM scores WHERE metric = 'found';
+
+-- The same at a threshold and an assignment of one's own.
+CREATE MACRO found_at(at_threshold, by_assignment := 'argmax') AS TABLE
+SELECT image_sha256, protocol, against, bool_and(value > at_threshold) AS found
+FROM scores WHERE metric = 'detection_' || by_assignment GROUP BY image_sha256, protocol, against;
+
+-- Whether all targets of a traced image were found, by reading.
 CREATE VIEW outcomes AS
-SELECT s.run_id, s.sample, f.protocol, f.value > 0.5 AS found
-FROM scores f JOIN samples s USING (image_sha256) WHERE f.metric = 'found' AND f.target = '';
+WITH asked AS (
+    SELECT run_id, sample, image_sha256,
+           array_to_string(list_sort(list_transform(from_json(targets, '["JSON"]'), lambda t: t->>'text')), ', ') AS against
+    FROM samples
+)
+SELECT a.run_id, a.sample, v.protocol, bool_and(v.found) AS found
+FROM asked a JOIN verdicts v USING (image_sha256) WHERE v.against = a.against OR v.target = ''
+GROUP BY a.run_id, a.sample, v.protocol;
+
+-- A value per scored picture and metric: detection_rate (1 where all its targets were found, by reading), clip_cos with
+-- its own prompt, clip_min_half with the half that it shows less of, lpips or lpips-tiny to `compared_with`'s picture of
+-- the same prompt and seed, owl-count and its like with its own metadata.
+CREATE VIEW picture_values AS
+SELECT p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, v.protocol, 'detection_rate' AS metric,
+       bool_and(v.found)::DOUBLE AS value, NULL AS compared_with
+FROM pictures p JOIN verdicts v ON v.image_sha256 = p.image_sha256
+WHERE v.against = array_to_string(list_sort(p.targets), ', ') AND len(p.targets) > 0
+GROUP BY p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, v.protocol
+UNION ALL
+SELECT p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, s.protocol,
+       CASE s.metric WHEN 'clip_half' THEN 'clip_min_half' ELSE s.metric END AS metric, min(s.value), NULL
+FROM pictures p JOIN scores s ON s.image_sha256 = p.image_sha256 AND s.against = p.prompt
+WHERE s.metric IN ('clip_cos', 'clip_half')
+GROUP BY p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, s.protocol, s.metric
+UNION ALL
+SELECT p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, s.protocol, s.metric, s.value, NULL
+FROM pictures p JOIN scores s ON s.image_sha256 = p.image_sha256 AND s.against = p.metadata::VARCHAR
+WHERE s.metric LIKE 'owl-%'
+UNION ALL
+SELECT p.path, p.method, p.prompt_id, p.prompt, p.seed, p.tag, s.protocol, s.metric, s.value, b.method
+FROM pictures p JOIN pictures b ON b.prompt = p.prompt AND b.seed IS NOT DISTINCT FROM p.seed AND b.method <> p.method
+JOIN scores s ON s.image_sha256 = p.image_sha256 AND s.against = b.image_sha256
+WHERE s.metric IN ('lpips', 'lpips-tiny');
 
 -- The dominance ratio of the images in which something is missing beside that of the others.
 CREATE VIEW dominance_by_outcome AS

@@ -13,8 +13,9 @@ from transformers import (
     Owlv2Processor,
 )
 
-from analysis.scoring import score_images
-from metrics.weights import Detector, Protocol, load_detector
+from analysis.score_images import score_images
+from metrics.protocols import DetectionProtocol
+from metrics.weights import Detector, load_detector
 from regulate import METHODS, Request, generate
 from tracer.capture import Capture
 from tracer.store import Store
@@ -31,7 +32,7 @@ def tiny_model(tiny_pipe, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
-def tiny_protocol(clip_vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Protocol:
+def tiny_protocol(clip_vocabulary, tmp_path_factory: pytest.TempPathFactory) -> DetectionProtocol:
     """The protocol of a random OWLv2 of 8x8 boxes at 64 px, whose scores spread around its threshold."""
     ids = {"bos_token_id": 49_406, "eos_token_id": 49_407, "pad_token_id": 0}
     size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
@@ -47,11 +48,11 @@ def tiny_protocol(clip_vocabulary, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("detector")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return Protocol(checkpoint=str(folder), threshold=0.5, world="emoji")
+    return DetectionProtocol(checkpoint=str(folder), threshold=0.5, world="emoji")
 
 
 @pytest.fixture(scope="session")
-def tiny_detector(tiny_protocol: Protocol) -> Detector:
+def tiny_detector(tiny_protocol: DetectionProtocol) -> Detector:
     """The detector of `tiny_protocol`."""
     return load_detector(tiny_protocol)
 
@@ -63,7 +64,7 @@ class Traced:
     store: Store
     plain: int
     regulated: int
-    protocol: Protocol
+    protocol: DetectionProtocol
     request: Request
     pictures: dict[tuple[str, int], np.ndarray]  # by (method, seed)
     sha256: dict[tuple[str, int], str]

@@ -125,11 +125,11 @@ import json, sys
 from rich.console import Console
 from analysis.compare import compare
 from analysis.plan import animal_pairs
-from metrics import Protocol
+from metrics import DetectionProtocol
 from regulate import AttentionRegulation
 out, model, protocol = sys.argv[1:]
 methods = {"regulation": AttentionRegulation(iterations=3)}
-known = {"model": model, "protocol": Protocol(**json.loads(protocol)), "console": Console(quiet=True)}
+known = {"model": model, "protocol": DetectionProtocol(**json.loads(protocol)), "console": Console(quiet=True)}
 compare(animal_pairs()[:6], range(3), methods, out, steps=2, **known)
 """
 

@@ -20,7 +20,7 @@ from metrics.weights import load_detector
 from tracer.folders import emoji_world
 from tracer.models import load_pipeline
 from tracer.pictures import digest
-from tracer.rows import ScoreRow
+from tracer.scores import ScoreRow, add_scores
 from tracer.store import Store
 
 TEXT = "a cat and an elephant"
@@ -57,7 +57,7 @@ def test_the_trace_holds_both_runs_whole_with_their_images_and_scores(made):
             assert row.image == f"images/{row.method}/{row.seed}.png"
             with Image.open(folder / row.image) as image:
                 assert digest(image) == row.image_sha256
-        looked = store.sql("SELECT DISTINCT image_sha256 FROM scores WHERE metric = 'detection'")
+        looked = store.sql("SELECT DISTINCT image_sha256 FROM scores WHERE metric = 'detection_argmax'")
         assert set(looked["image_sha256"]) == set(samples["image_sha256"])
 
 
@@ -185,10 +185,9 @@ def test_the_shown_images_are_the_first_of_their_kind_or_their_absence_is_said(t
     name = "ours-" + "".join(map(str, found.values()))
     for (method, seed), sha256 in traced.sha256.items():
         whole = float(found[seed]) if method == "plain" else 1.0
-        verdicts = {"": whole, "cat": 1.0, "elephant": whole}
-        rows = [ScoreRow(sha256, name, "found", value, target) for target, value in verdicts.items()]
-        rows += [ScoreRow(sha256, name, "detection", 0.5, target) for target in ("cat", "elephant")]
-        traced.store.add_scores(rows)
+        verdicts = {"cat": 1.0, "elephant": whole}
+        asked = "cat, elephant"
+        add_scores(traced.store, [ScoreRow(sha256, name, "found", v, target, asked) for target, v in verdicts.items()])
     titles = []
     drawn = demo_page.dominance_violins
     monkeypatch.setattr(
@@ -208,7 +207,7 @@ def test_the_numbers_are_the_traces(made):
     with Store.open(result.folder / "trace.duckdb") as store:
         score = store.sql(
             "SELECT avg(value) FROM samples JOIN runs USING (run_id) JOIN scores USING (image_sha256) "
-            "WHERE metric = 'detection' AND target = 'cat' AND method = 'regulation'"
+            "WHERE metric = 'detection_argmax' AND target = 'cat' AND method = 'regulation'"
         ).iat[0, 0]
         parameters = json.loads(store.sql("SELECT method_params FROM runs WHERE run_id = 2").iat[0, 0])
     numbers = result.numbers.set_index("method")

@@ -6,7 +6,7 @@ import pytest
 from analysis.packing import pack
 from regulate import METHODS, Request, generate
 from tracer.capture import Capture
-from tracer.rows import ScoreRow
+from tracer.scores import ScoreRow, add_scores
 from tracer.store import Store
 
 
@@ -19,7 +19,7 @@ def files(tiny_pipe, tmp_path_factory):
     with Store.create(recorded) as store:
         for method in METHODS.values():
             generate(tiny_pipe, request, method, store, Capture())
-        store.add_scores([ScoreRow("f00", "ours", "found", 1.0, "cat")])
+        add_scores(store, [ScoreRow("f00", "ours", "found", 1.0, "cat")])
     pack(recorded, packed)
     return recorded, packed
 

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import tables
 from regulate import METHODS, Request, generate
-from tracer.rows import ScoreRow
+from tracer.scores import ScoreRow, add_scores
 from tracer.store import Store
 
 LAYER = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
@@ -137,13 +137,12 @@ def test_detections_have_a_row_per_image_and_target_with_score_and_box(traced):
     for row in found.itertuples():
         sha256 = traced.sha256[row.method, row.seed]
         scores = traced.store.sql(
-            "FROM scores WHERE image_sha256 = ? AND target = ? AND protocol = ?",
-            [sha256, row.target, traced.protocol.name],
+            "FROM scores WHERE image_sha256 = ? AND target = ? AND protocol = ? AND metric = 'detection_argmax'",
+            [sha256, row.target, traced.protocol.fingerprint],
         )
-        by_metric = scores.set_index("metric")["value"]
-        assert row.score == by_metric["detection"]
+        assert row.score == scores["value"].item()
         assert row.found == (row.score > traced.protocol.threshold)
-        assert (row.left, row.bottom) == (by_metric["box_left"], by_metric["box_bottom"])
+        assert (row.left, row.bottom) == (scores["box"].item()[0], scores["box"].item()[3])
         assert 0 <= row.left <= row.right <= 64
 
 
@@ -151,13 +150,12 @@ def test_detections_have_a_row_per_image_and_target_with_score_and_box(traced):
 def judged(traced):
     """The trace with outcomes of our own under a protocol of our own: plain finds seed 5, regulation 3 and 8."""
     verdicts = {"plain": {3: 0, 5: 1, 8: 0}, "regulation": {3: 1, 5: 0, 8: 0}}
-    traced.store.add_scores(
-        [
-            ScoreRow(traced.sha256[method, seed], "ours", "found", float(value))
-            for method, by_seed in verdicts.items()
-            for seed, value in by_seed.items()
-        ]
-    )
+    rows = [
+        ScoreRow(traced.sha256[method, seed], "ours", "found", float(value))
+        for method, by_seed in verdicts.items()
+        for seed, value in by_seed.items()
+    ]
+    add_scores(traced.store, rows)
     return traced
 
 

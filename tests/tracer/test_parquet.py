@@ -6,7 +6,7 @@ import pytest
 
 from tracer.capture import Capture
 from tracer.parquet import LARGE, SMALL, export_parquet, import_parquet
-from tracer.rows import ScoreRow
+from tracer.scores import PictureRow, ReadingRow, ScoreRow, Written, add_protocols, write
 from tracer.store import Store
 
 CAPTURES = [Capture(), Capture(precision="float16", heads="mean"), Capture(precision="none"), None]
@@ -14,10 +14,14 @@ CAPTURES = [Capture(), Capture(precision="float16", heads="mean"), Capture(preci
 
 @pytest.fixture
 def filled(store, bench):
-    """A store with a run of each precision, one of them edited, and a score."""
+    """A store with a run of each precision, one of them edited, and a row in every table of scores but one."""
     for capture in CAPTURES:
         bench.record(store, bench.Setting(capture=capture or bench.BOTH, edit=slice(1, 2)))
-    store.add_scores([ScoreRow("aa", "owl", "found", 1.0)])
+    box = (1.0, 2.0, 3.0, 4.0)
+    scores = [ScoreRow("aa", "owl", "detection_argmax", 0.25, "cat", "cat, dog", "a cat", box)]
+    vectors = {("aa", "clip"): np.ones(3, np.float32)}
+    write(store, Written(scores, vectors, [PictureRow("a.png", "plain", "a cat", 3, targets=("cat",))]))
+    add_protocols(store, [], [ReadingRow("owl@0.1", "owl", 0.1, "argmax")])
     return store
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from tracer.capture import Capture
-from tracer.rows import CallRow, LayerRow, Pass, RunRow, SampleRow, ScoreRow, token_rows
+from tracer.rows import CallRow, LayerRow, Pass, RunRow, SampleRow, token_rows
 from tracer.store import Store
 
 VIEWS = (
@@ -164,14 +164,6 @@ def test_a_layers_block_is_read_from_its_path(store):
         ["mid_block", 0, 2, 3, 4],
         ["transformer_blocks", 11, 2, 3, 4],
     ]
-
-
-def test_a_newer_score_takes_the_older_ones_place(store):
-    store.add_scores([ScoreRow("aa", "owl", "detected", 0.25, "cat"), ScoreRow("aa", "clip", "score", 0.5)])
-    store.add_scores([ScoreRow("aa", "owl", "detected", 0.75, "cat")])
-    store.add_scores([])
-    rows = store.sql("SELECT protocol, target, value FROM scores ORDER BY protocol").to_numpy().tolist()
-    assert rows == [["clip", "", 0.5], ["owl", "cat", 0.75]]
 
 
 @pytest.mark.parametrize(
