@@ -254,7 +254,7 @@ def _read(metadata: Mapping[str, Any]) -> tuple[str, list[_Clause], list[_Clause
     """Return the task's name and its clauses."""
     if (tag := metadata.get("tag")) not in TASKS:
         raise ValueError(f"tag must be one of {', '.join(TASKS)}, got {tag!r}")
-    include, exclude = ([_clause(c) for c in metadata.get(part, ())] for part in ("include", "exclude"))
+    include, exclude = (_clauses(metadata, part) for part in ("include", "exclude"))
     if not include:
         raise ValueError(f"include must hold at least one clause, got {metadata.get('include')!r}")
     for index, clause in enumerate(include):
@@ -264,6 +264,13 @@ def _read(metadata: Mapping[str, Any]) -> tuple[str, list[_Clause], list[_Clause
         if relation not in RELATIONS or not 0 <= target < index:
             raise ValueError(f"position must be one of {RELATIONS} and an earlier clause, got {clause.position!r}")
     return TASKS[tag], include, exclude
+
+
+def _clauses(metadata: Mapping[str, Any], part: str) -> list[_Clause]:
+    records = metadata.get(part) or []
+    if not isinstance(records, list | tuple) or not all(isinstance(record, Mapping) for record in records):
+        raise ValueError(f"{part} must be a list of clauses, got {records!r}")
+    return [_clause(record) for record in records]
 
 
 def _clause(record: Mapping[str, Any]) -> _Clause:

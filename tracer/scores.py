@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -163,7 +164,7 @@ def pictures_in(store: Store) -> dict[tuple[str, str], PictureRow]:
     columns = ", ".join(f"{name}::VARCHAR" if name == "metadata" else name for name in PictureRow.__dataclass_fields__)
     with closing(store.cursor()) as cursor:
         found = cursor.execute(f"SELECT {columns} FROM pictures").fetchall()
-    rows = [PictureRow(*(tuple(v) if isinstance(v, list) else v for v in values)) for values in found]
+    rows = [_picture(values) for values in found]
     return {(row.path, row.method): row for row in rows}
 
 
@@ -171,6 +172,11 @@ def local_path(store: Store, path: Path) -> str:
     """Return how the store names a file: from its own folder if the file lies below it, else absolute."""
     folder, path = store.path.resolve().parent, path.resolve()
     return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _picture(values: Sequence[Any]) -> PictureRow:
+    plain: list[Any] = [tuple(value) if isinstance(value, list) else value for value in values]
+    return PictureRow(*plain)
 
 
 def _put(
