@@ -9,6 +9,7 @@ import typer
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
+from analysis.cli_scores import scores
 from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
 from analysis.compare import search as search_variants
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="Trace cross-attention in text-to-image models, regulate it, and measure whether that helped.",
 )
 app.add_typer(traces)
+app.add_typer(scores)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
 Model = Annotated[str, typer.Option(help="'emoji', a folder in diffusers' layout, or a hub id.")]

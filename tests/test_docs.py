@@ -12,6 +12,7 @@ from tracer.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TRACES = {"scores.md": "scores.duckdb"}  # pages whose commands stand between the code that they need
 BLOCK = re.compile(r"^```(python|sql|sh)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = {page.name: BLOCK.findall(page.read_text(encoding="utf-8")) for page in PAGES}
 
@@ -30,8 +31,12 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         if kind == "python":
             exec(compile(text, page, "exec"), names)
         elif kind == "sql":
-            with Store.open("run.duckdb") as store:
+            with Store.open(TRACES.get(page, "run.duckdb")) as store:
                 assert not store.sql(text).empty, text
+        elif page in TRACES:
+            for line in text.splitlines():
+                result = CliRunner().invoke(app, shlex.split(line)[1:])
+                assert result.exit_code == 0, (line, result.output)
 
 
 COMMANDS = [line for _, text in CODE["traces.md"] for line in text.splitlines() if line.startswith("attnreg ")]

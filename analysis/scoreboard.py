@@ -1,0 +1,159 @@
+"""Scores to a table: every method's mean of every metric, how sure it is, and whether it differs from the baseline.
+
+Conventions:
+    Prompts and seeds are both drawn from many: where all prompts have the same two or more seeds, intervals and tests
+    are two-way (`analysis.stats.two_way_interval`); else they are over prompts, and hold for these seeds only. The
+    column `interval` says which.
+    p-values are corrected by Holm over all differences of the table.
+    Methods are compared on the same prompts and seeds. A missing picture is an error, or, if that is allowed, its cell
+    is left out for all methods.
+    LPIPS tells how far an image is from the baseline's: less is closer, not better.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis.significance import holm, matched_rank_biserial, paired_permutation, two_way_test
+from analysis.stats import Interval, bootstrap_rate, two_way_interval, win_tie_loss
+from metrics.protocols import Protocol
+from tracer.store import Store
+
+SEED = 2411_00640
+TWO_WAY, PROMPTS = "prompts and seeds", "prompts; these seeds only"
+
+Matrix = Float[np.ndarray, "prompt seed"]
+
+
+class Unbalanced(ValueError):
+    """Methods that were to be compared lack pictures of some prompts or seeds."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """One metric's values of all methods, on the same prompts and seeds."""
+
+    metric: str
+    protocol: str
+    by_method: Mapping[str, Matrix]
+    images: int
+    crossed: bool  # all prompts have the same seeds, at least two
+
+
+def picture_values(store: Store, protocols: Sequence[Protocol], methods: Sequence[str], baseline: str) -> pd.DataFrame:
+    """Return the values of the view `picture_values` under some protocols.
+
+    Raises:
+        ValueError: the protocols are of different worlds.
+    """
+    if len({protocol.world for protocol in protocols}) > 1:
+        raise ValueError(f"protocols must be of one world, got {', '.join(p.name for p in protocols)}")
+    return store.sql(
+        "FROM picture_values WHERE list_contains($names, protocol) AND list_contains($methods, method) "
+        "AND (compared_with IS NULL OR compared_with = $baseline) "
+        "ORDER BY list_position($names, protocol), metric, prompt_id, prompt, seed",
+        {"names": [protocol.name for protocol in protocols], "methods": list(methods), "baseline": baseline},
+    )
+
+
+def cells(values: pd.DataFrame, methods: Sequence[str], baseline: str, allow_missing: bool = False) -> list[Cells]:
+    """Return each metric's matrices.
+
+    Args:
+        values: from `picture_values`.
+        methods: in the order of the table.
+        baseline: the method that LPIPS compares with, and so has none of.
+        allow_missing: compare on what all methods have.
+
+    Raises:
+        Unbalanced: a method lacks pictures that others have.
+    """
+    parts = []
+    for _, part in values.groupby(["protocol", "metric"], sort=False):
+        metric, protocol = str(part["metric"].iat[0]), str(part["protocol"].iat[0])
+        having = [method for method in methods if method != baseline or not metric.startswith("lpips")]
+        parts.append(_cells(metric, protocol, part, having, allow_missing))
+    return parts
+
+
+def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str], allow_missing: bool) -> Cells:
+    wide = part.pivot_table(index=["prompt_id", "prompt", "seed"], columns="method", values="value", dropna=False)
+    wide = wide.reindex(columns=list(methods)).dropna(how="all")
+    lacking = wide.isna().sum()
+    if lacking.any() and not allow_missing:
+        said = ", ".join(f"{name} lacks {count}" for name, count in lacking.items() if count)
+        raise Unbalanced(f"methods must have the same prompts and seeds, {said} of {len(wide)} images ({metric})")
+    whole = wide.dropna()
+    if whole.empty:
+        raise Unbalanced(f"methods must share at least one prompt and seed, {', '.join(methods)} share none ({metric})")
+    grids = {method: whole[method].unstack("seed") for method in methods}
+    full = not next(iter(grids.values())).isna().to_numpy().any()
+    if not full:  # prompts with seeds of their own: each counts by its mean
+        grids = {method: grid.mean(axis=1).to_frame() for method, grid in grids.items()}
+    matrices = {method: grid.to_numpy(np.float64) for method, grid in grids.items()}
+    first = next(iter(matrices.values()))
+    return Cells(metric, protocol, matrices, len(whole), full and min(first.shape) > 1)
+
+
+def scoreboard(parts: Sequence[Cells], baseline: str) -> pd.DataFrame:
+    """Return a row per metric and method.
+
+    Returns:
+        Columns metric, protocol, method, prompts, seeds, images, interval, value, value_low, value_high; and, but for
+        the baseline and LPIPS, difference, difference_low, difference_high, p, p_holm, rank_biserial, better, equal,
+        worse (prompts).
+    """
+    lines = [_line(part, method, baseline) for part in parts for method in part.by_method]
+    table = pd.DataFrame(lines)
+    if "p" in table:
+        tested = table["p"].dropna()
+        corrected = holm({str(index): p for index, p in tested.items()})
+        table["p_holm"] = [corrected.get(str(index), np.nan) for index in table.index]
+    return table
+
+
+def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
+    values = part.by_method[method]
+    line: dict[str, object] = {
+        "metric": part.metric,
+        "protocol": part.protocol,
+        "method": method,
+        "prompts": len(values),
+        "seeds": values.shape[1],
+        "images": part.images,
+        "interval": TWO_WAY if part.crossed else PROMPTS,
+        **_spread("value", _interval(values, part.crossed)),
+    }
+    plain = part.by_method.get(baseline)
+    return line if plain is None or method == baseline else line | _difference(values, plain, part.crossed)
+
+
+def _difference(values: Matrix, plain: Matrix, crossed: bool) -> dict[str, object]:
+    record = win_tie_loss(values, plain)
+    return {
+        **_spread("difference", _interval(values - plain, crossed)),
+        "p": _p_value(values, plain, crossed),
+        "rank_biserial": matched_rank_biserial(values, plain),
+        "better": record.wins,
+        "equal": record.ties,
+        "worse": record.losses,
+    }
+
+
+def _p_value(values: Matrix, plain: Matrix, crossed: bool) -> float:
+    if crossed and np.ptp(values - plain):
+        return two_way_test(values, plain).p
+    return paired_permutation(values, plain, np.random.default_rng(SEED)).p
+
+
+def _interval(values: Matrix, crossed: bool) -> Interval:
+    if crossed:
+        return two_way_interval(values)
+    return bootstrap_rate(values, np.random.default_rng(SEED))
+
+
+def _spread(name: str, interval: Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -1,0 +1,173 @@
+"""Folders to a table: each folder a method, the world by the images' size, traces beside their maps."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+from analysis.cli import app
+from analysis.score_folders import chosen_protocols, score_folders, world_of
+from analysis.scoreboard import Unbalanced
+from metrics.layouts import read_folder
+from metrics.pictures import Picture
+from regulate import METHODS, Request, generate
+from tracer.scenes import place, render
+from tracer.store import Store
+
+QUIET = Console(quiet=True)
+PROMPTS = {
+    "a cat and a dog": ("cat", "dog"),
+    "a bear and a horse": ("bear", "horse"),
+    "a lion and a frog": ("lion", "frog"),
+}
+
+
+def folder_of(root: Path, seed: int, shown: int = 2) -> Path:
+    """Scenes of three prompts and two seeds in Attend-and-Excite's layout, the first `shown` targets in each."""
+    rng = np.random.default_rng(seed)
+    for prompt, targets in PROMPTS.items():
+        for number in range(2):
+            path = root / prompt / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(render(place(rng, targets[:shown], [None] * shown))).save(path)
+    return root
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> list[Path]:
+    root = tmp_path_factory.mktemp("images")
+    return [folder_of(root / "half", 1, shown=1), folder_of(root / "whole", 2)]
+
+
+@pytest.fixture(scope="module")
+def scored(folders, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scores") / "scores.duckdb"
+    return score_folders(folders, out, reference=folders[1], console=QUIET), out
+
+
+def test_the_table_tells_a_method_that_drops_objects_from_one_that_shows_them(scored):
+    made, _ = scored
+    rates = made.table[made.table["metric"] == "detection_rate"].set_index("method")
+    assert rates["value"].to_dict() == {"half": 0.0, "whole": 1.0}
+    assert rates.loc["whole", "difference"] == 1.0
+    assert rates.loc["whole", ["better", "equal", "worse"]].tolist() == [3, 0, 0]
+    cosines = made.table[made.table["metric"] == "clip_cos"].set_index("method")["value"]
+    assert cosines["whole"] > cosines["half"]
+    assert made.table.loc[made.table["metric"] == "lpips-tiny", "method"].tolist() == ["whole"]
+    assert (made.report.pictures, made.problems) == (12, ())
+
+
+def test_sets_are_compared_with_the_reference_images(scored):
+    made, _ = scored
+    sets = made.sets.set_index(["method", "metric"])["value"]
+    assert set(made.sets["metric"]) == {"fid", "kid", "cmmd_u", "cmmd_v"}
+    assert sets["whole", "fid"] == pytest.approx(0, abs=1e-3)  # compared with itself
+    assert sets["half", "fid"] > 1
+    warned = made.sets[made.sets["warnings"].map(len) > 0]
+    assert set(warned["metric"]) == {"fid", "kid", "cmmd_v"}  # six images
+
+
+def test_a_second_call_works_on_nothing_and_says_the_same(scored, folders):
+    made, out = scored
+    again = score_folders(folders, out, reference=folders[1], console=QUIET)
+    assert again.report.worked == 0
+    assert again.table.equals(made.table)
+
+
+def test_a_missing_image_refuses_the_table_but_keeps_the_scores(folders, tmp_path):
+    short = folder_of(tmp_path / "short", 3)
+    next(short.rglob("*.png")).unlink()
+    out = tmp_path / "scores.duckdb"
+    with pytest.raises(Unbalanced, match="short lacks 1 of 6"):
+        score_folders([folders[1], short], out, console=QUIET)
+    made = score_folders([folders[1], short], out, allow_missing=True, console=QUIET)
+    assert made.report.worked == 0
+    assert set(made.table.loc[made.table["metric"] == "detection_rate", "images"]) == {5}
+
+
+def test_the_images_of_a_trace_are_scored_beside_their_maps(tiny_pipe, tmp_path):
+    path = tmp_path / "trace.duckdb"
+    with Store.create(path) as store:
+        for name in ("plain", "regulation"):
+            request = Request("a cat and a dog", ("cat", "dog"), (0, 1), steps=2)
+            generate(tiny_pipe, request, METHODS[name], store, folder=tmp_path / name)
+    made = score_folders([path], path, keys=["emoji-owlv2"], console=QUIET)
+    assert made.table["method"].tolist() == ["plain", "regulation"]
+    with Store.open(path) as store:
+        joined = store.sql("SELECT count(*) AS n FROM outcomes JOIN dominance USING (run_id, sample)")
+        assert joined["n"].item() > 0
+
+
+def test_worlds_are_told_by_size_and_never_mixed(folders, tmp_path):
+    large, broken = tmp_path / "large.png", tmp_path / "broken.png"
+    Image.new("RGB", (512, 512)).save(large)
+    broken.write_text("no image")
+    assert world_of(read_folder(folders[0]).pictures) == "emoji"
+    assert world_of([Picture(path, "", None, "m", "p") for path in (broken, large)]) == "real"
+    with pytest.raises(ValueError, match="must be of the emoji world, got owlv2-base"):
+        chosen_protocols(["emoji-owlv2", "owlv2-base"], "emoji")
+    with pytest.raises(ValueError, match=r"must be one of emoji-owlv2, .*got 'owl'"):
+        chosen_protocols(["owl"], "real")
+
+
+def run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_command_prints_tables_and_problems(folders, tmp_path):
+    folder = folder_of(tmp_path / "mine", 4)
+    (folder / "a cat and a dog" / "7.png").write_bytes(b"no image")
+    answer = run("score", folder, "--out", tmp_path / "scores.duckdb", "--protocol", "emoji-owlv2")
+    assert answer.exit_code == 0, answer.output
+    said = " ".join(answer.output.split())
+    assert "Detection rate" in said
+    assert "emoji-owlv2#" in said
+    assert "7.png" in said
+    assert "7 of 7 images worked on" in said
+
+
+def test_a_real_checkpoint_that_is_not_here_is_named(tmp_path):
+    folder = tmp_path / "images" / "a cat and a dog"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (512, 512)).save(folder / "0.png")
+    answer = run("score", folder.parent, "--out", tmp_path / "scores.duckdb")
+    assert answer.exit_code == 2
+    assert "owlv2-base-patch16-ensemble" in answer.stderr
+    assert "download" in answer.stderr
+
+
+@pytest.mark.parametrize("layout", ["geneval", "attend-and-excite"])
+def test_scored_images_are_handed_on_with_their_results(scored, tmp_path, folders, layout):
+    _, out = scored
+    score_folders(folders, out, keys=["emoji-clip-ae80"], console=QUIET)
+    answer = run("hand-on", out, tmp_path / "out", "--as", layout, "--method", "half")
+    assert answer.exit_code == 0, answer.output
+    back = read_folder(tmp_path / "out")
+    assert back.layout == layout
+    assert {picture.prompt for picture in back.pictures} == set(PROMPTS)
+    if layout == "geneval":
+        rows = [json.loads(line) for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+        assert [row["correct"] for row in rows] == [False] * 6
+        assert all(row["reason"].startswith("no ") for row in rows)
+    else:
+        raw = json.loads((tmp_path / "out" / "clip_raw_metrics.json").read_text())
+        for one in raw.values():
+            assert len(one["full_text"]) == len(one["first_half"]) == len(one["second_half"]) == 2
+
+
+def test_a_method_must_be_chosen_where_there_are_several(scored, tmp_path):
+    answer = run("hand-on", scored[1], tmp_path / "out", "--as", "geneval")
+    assert answer.exit_code == 2
+    assert "method must be one of half, whole" in answer.stderr
+
+
+def test_protocols_are_listed_with_what_they_depend_on():
+    answer = run("protocols")
+    assert answer.exit_code == 0
+    for key in ("emoji-owlv2", "owlv2-base", "openai-b16-plain", "lpips-alex", "inception"):
+        assert f"\n{key}: " in f"\n{answer.output}"
+    assert "ViT-B-16-quickgelu" in answer.output
