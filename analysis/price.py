@@ -7,9 +7,10 @@ import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
+from diffusers import DiffusionPipeline
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -63,17 +64,8 @@ def price(
 
         return images
 
-    protocol = OverheadProtocol(
-        checkpoint=model,
-        world="emoji" if model == "emoji" else "real",
-        repeats=repeats,
-        device=device,
-        dtype=str(next(network.parameters()).dtype).removeprefix("torch."),
-        threads=torch.get_num_threads(),
-        batch=batch,
-        steps=steps,
-        scheduler=type(pipe.scheduler).__name__,
-    )
+    asked = {"repeats": repeats, "device": device, "batch": batch, "steps": steps}
+    protocol = OverheadProtocol(model, world="emoji" if model == "emoji" else "real", **asked, **_facts(pipe))
     runs = {name: run(method) for name, method in methods.items()}
     with counting(network) as passes:
         rows = measure(run(None), runs, list(known), np.random.default_rng(SEED), protocol, passes)
@@ -81,6 +73,12 @@ def price(
     if out is not None:
         _write(rows, out)
     return rows
+
+
+def _facts(pipe: DiffusionPipeline) -> dict[str, Any]:
+    """Return what of the protocol the pipeline says."""
+    dtype = next(denoiser(pipe).parameters()).dtype
+    return {"dtype": str(dtype).removeprefix("torch."), "scheduler": type(pipe.scheduler).__name__}
 
 
 def as_table(rows: Sequence[Overhead]) -> Table:

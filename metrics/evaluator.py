@@ -7,6 +7,7 @@ Rows and vectors are those of `tracer.scores`.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class Evaluator(ABC):
             self._model = self.load(self.protocol, **self.options)
         return self._model
 
-    @property
+    @cached_property  # hundreds of times asked for, and it looks into every library's metadata
     def fingerprint(self) -> str:
         """What goes with every row."""
         return self.protocol.fingerprint

@@ -9,6 +9,7 @@ network that made them, so that another prompt or another way to combine texts c
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -83,6 +84,11 @@ class Clipping(Evaluator):
         super().__init__(protocol, device, download)
         self.known: Vectors = {}
 
+    @cached_property
+    def tower(self) -> str:
+        """What the vectors of images are kept under."""
+        return self.protocol.tower
+
     def remark(self, item: Item) -> str | None:
         """Return whether CLIP sees only the beginning of the prompt."""
         return "its prompt is longer than CLIP reads, and was cut" if any(self._cut(item)) else None
@@ -94,14 +100,14 @@ class Clipping(Evaluator):
     def done(self, store: Store) -> set[tuple[str, str]]:
         """As in `Evaluator`; reads the vectors that are kept."""
         query = "SELECT item, protocol, vector FROM embeddings WHERE protocol IN (?, ?)"
-        rows = store.sql(query, [self.fingerprint, self.protocol.tower])
+        rows = store.sql(query, [self.fingerprint, self.tower])
         self.known = {(item, of): np.asarray(vector, np.float32) for item, of, vector in rows.itertuples(index=False)}
-        embedded = {(item, "") for item, of in self.known if of == self.protocol.tower}
+        embedded = {(item, "") for item, of in self.known if of == self.tower}
         return self.rows_of(store, "clip_cos") | embedded
 
     def reads(self, item: Item) -> bool:
         """Return whether the image has no vector yet."""
-        return (item.sha256, self.protocol.tower) not in self.known
+        return (item.sha256, self.tower) not in self.known
 
     def score(self, items: Sequence[Item]) -> Scored:
         """As in `Evaluator`."""
@@ -111,7 +117,7 @@ class Clipping(Evaluator):
         new: Vectors = {}
         if unseen:
             seen = clip_score.embed_images(self.model, list(unseen.values()), self.batch)
-            new |= {(name, self.protocol.tower): v.numpy() for name, v in zip(unseen, seen, strict=True)}
+            new |= {(name, self.tower): v.numpy() for name, v in zip(unseen, seen, strict=True)}
         if unread:
             read = clip_score.embed_texts(self.model, unread)
             new |= {(text, self.fingerprint): v.numpy() for text, v in zip(unread, read, strict=True)}
@@ -134,7 +140,7 @@ class Clipping(Evaluator):
         ]
 
     def _cosine(self, item: Item, text: str) -> float:
-        image, words = self.known[item.sha256, self.protocol.tower], self.known[text, self.fingerprint]
+        image, words = self.known[item.sha256, self.tower], self.known[text, self.fingerprint]
         return clip_score.clip_cos(torch.from_numpy(image)[None], torch.from_numpy(words)[None]).item()
 
 

@@ -6,6 +6,7 @@ columns mean.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -170,8 +171,8 @@ def pictures_in(store: Store) -> dict[tuple[str, str], PictureRow]:
 
 def local_path(store: Store, path: Path) -> str:
     """Return how the store names a file: from its own folder if the file lies below it, else absolute."""
-    folder, path = store.path.resolve().parent, path.resolve()
-    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+    folder, name = os.path.abspath(store.path.parent), os.path.abspath(path)
+    return name.removeprefix(os.path.join(folder, ""))
 
 
 def _picture(values: Sequence[Any]) -> PictureRow:

@@ -1,5 +1,6 @@
 """Folders to a table: each folder a method, the world by the images' size, traces beside their maps."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -171,3 +172,42 @@ def test_protocols_are_listed_with_what_they_depend_on():
     for key in ("emoji-owlv2", "owlv2-base", "openai-b16-plain", "lpips-alex", "inception"):
         assert f"\n{key}: " in f"\n{answer.output}"
     assert "ViT-B-16-quickgelu" in answer.output
+
+
+def test_a_persons_labels_are_held_against_the_detector(scored, folders, tmp_path):
+    _, out = scored
+    sheet = tmp_path / "audit"
+    answer = run("audit", out, "--out", sheet, "--images", 12)
+    assert answer.exit_code == 0, answer.output
+    page = (sheet / "index.html").read_text()
+    assert not [word for word in ("half", "a cat and", ".png", "emoji-owlv2") if word in page]
+    items = dict(line.split(",")[:2] for line in (sheet / "items.csv").read_text().splitlines()[1:])
+    with Store.open(out) as store:
+        rows = store.sql("SELECT image_sha256, method, targets[1] AS shown FROM pictures WHERE prompt <> ''")
+        truth = {row.image_sha256: (row.method, row.shown) for row in rows.itertuples()}
+    lines = (sheet / "labels.csv").read_text().splitlines()
+    filled = [lines[0]]
+    for line in lines[1:]:
+        item, target, _ = line.split(",")
+        method, first = truth[items[item]]
+        filled.append(f"{item},{target},{'yes' if method == 'whole' or target == first else 'no'}")
+    (sheet / "labels.csv").write_text("\n".join(filled) + "\n")
+    answer = run("audit", out, "--out", sheet, "--labels", sheet / "labels.csv", "--person", "ana")
+    assert answer.exit_code == 0, answer.output
+    said = " ".join(answer.output.split())
+    assert "kappa" in said
+    assert "person:ana#" in said
+    with Store.open(out) as store:
+        kept = store.sql("SELECT avg(found::INT) AS share FROM verdicts WHERE protocol LIKE 'person:ana%'")
+        assert kept["share"].item() == pytest.approx(0.75)  # of two targets, `half` shows one
+
+
+def test_the_price_of_every_method_is_told(tmp_path, tiny_model):
+    answer = run(
+        "overhead", "--model", tiny_model, "--prompts", 1, "--repeats", 2, "--steps", 4, "--out", tmp_path / "o.csv"
+    )
+    assert answer.exit_code == 0, answer.output
+    assert "regulation" in answer.output
+    (row,) = csv.DictReader((tmp_path / "o.csv").read_text().splitlines())
+    assert (row["method"], float(row["passes"]), float(row["baseline_passes"])) == ("regulation", 4, 4)
+    assert float(row["overhead"]) > 0

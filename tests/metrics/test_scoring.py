@@ -261,7 +261,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import torch
 torch.set_num_threads(1)
-from metrics import score as module
+from metrics import scoring as module
 from metrics.pictures import Picture
 from metrics.protocols import LpipsProtocol, emoji_clip, emoji_detection
 from tracer.store import Store
@@ -278,20 +278,18 @@ def test_a_killed_scoring_goes_on_and_ends_with_the_same_bits(tmp_path):
     scenes(tmp_path / "images", 12, 5, "plain")
     command = [sys.executable, "-c", WORK, str(tmp_path / "images")]
 
-    def start(out: str) -> subprocess.Popen:
-        return subprocess.Popen([*command, str(tmp_path / out)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    def work(out: str) -> None:
+        subprocess.run([*command, str(tmp_path / out)], capture_output=True, check=True, timeout=120)
 
-    whole = start("whole.duckdb")
-    assert whole.wait(120) == 0
-    killed = start("killed.duckdb")
-    for _ in range(2):  # batches
-        killed.stdout.readline()
-    time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait(60)
+    work("whole.duckdb")
+    with subprocess.Popen([*command, str(tmp_path / "killed.duckdb")], stdout=subprocess.PIPE) as killed:
+        for _ in range(2):  # batches
+            killed.stdout.readline()
+        time.sleep(0.01)
+        os.kill(killed.pid, signal.SIGKILL)
     with Store.open(tmp_path / "killed.duckdb") as store:
         assert 0 < len(store.sql("SELECT DISTINCT image_sha256 FROM scores")) < 12
-    assert start("killed.duckdb").wait(120) == 0
+    work("killed.duckdb")
     with Store.create(tmp_path / "whole.duckdb") as one, Store.create(tmp_path / "killed.duckdb") as other:
         assert all_rows(one) == all_rows(other)
         assert len(one.sql("FROM scores")) == 12 * 4

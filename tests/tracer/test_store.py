@@ -94,7 +94,7 @@ def test_a_trace_of_another_schema_version_is_refused(tmp_path):
     path = tmp_path / "trace.duckdb"
     with Store.create(path) as store, closing(store.cursor()) as cursor:
         cursor.execute("UPDATE meta SET value = '0' WHERE key = 'schema_version'")
-    with pytest.raises(ValueError, match="schema version 2, got 0"):
+    with pytest.raises(ValueError, match="schema version 3, got 0"):
         Store.open(path)
 
 
