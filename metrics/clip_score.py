@@ -126,6 +126,9 @@ def truncated(clip: Clip, texts: Sequence[str]) -> list[bool]:
         forms = list(wordings(text, clip.protocol.ensemble))
         return cut([max(forms, key=len)]) or cut(forms)  # a long text is slow to read, and 80 are slower
 
+    if clip.protocol.ensemble == "plain" and texts:
+        ones, longer = (clip.tokenizer(list(texts), length + more)[:, :length] for more in (0, 1))
+        return (ones != longer).any(1).tolist()
     return [any_cut(text) for text in texts]
 
 

@@ -140,8 +140,9 @@ def _looked(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     groups: dict[int, list[int]] = defaultdict(list)
-    for index, names in enumerate(targets):
+    for names in dict.fromkeys(names if isinstance(names, str) else tuple(names) for names in targets):
         check_targets(detector, names)
+    for index, names in enumerate(targets):
         groups[len(names)].append(index)  # the processor's filler queries would compete for boxes
     for indices in groups.values():
         for start in range(0, len(indices), batch):

@@ -107,9 +107,9 @@ class Evaluator(ABC):
             return f"the emoji world's images are of {EMOJI_SIZE} pixels, got {item.image.size}"
         return None
 
-    def remark(self, item: Item) -> str | None:
-        """Return what is to be known about this image's score, None if nothing is."""
-        return None
+    def remarks(self, items: Sequence[Item]) -> list[str | None]:
+        """Return what is to be known about each image's score, None if nothing is."""
+        return [None] * len(items)
 
     @abstractmethod
     def against(self, item: Item) -> str | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
+import pandas as pd
 import torch
 
 from metrics import clip_score, detection, features, lpips_score, weights
@@ -35,7 +36,11 @@ class Detecting(Evaluator):
     protocol: DetectionProtocol
     weights_of = staticmethod(weights.weights_of)
     load = staticmethod(weights.load_detector)
-    batch = 8
+
+    @property
+    def batch(self) -> int:
+        """Images in a pass: the emoji world's are small."""
+        return 32 if self.protocol.world == "emoji" else 8
 
     def against(self, item: Item) -> str | None:
         """Return the targets that are asked for together: they compete for boxes."""
@@ -43,13 +48,9 @@ class Detecting(Evaluator):
 
     def refuses(self, item: Item) -> str | None:
         """Return why the detector cannot be asked for the targets."""
-        if reason := super().refuses(item):
-            return reason
-        try:
-            detection.check_targets(self.model, item.targets)
-        except ValueError as error:
-            return str(error)
-        return None
+        if item.targets not in self.refused:
+            self.refused[item.targets] = self._refused(item.targets)
+        return super().refuses(item) or self.refused[item.targets]
 
     def done(self, store: Store) -> set[tuple[str, str]]:
         """As in `Evaluator`."""
@@ -63,6 +64,18 @@ class Detecting(Evaluator):
             for assignment in ASSIGNMENTS:
                 rows += self._rows(item, detection.score_targets(boxes, assignment), f"detection_{assignment}")
         return Scored(rows)
+
+    @cached_property
+    def refused(self) -> dict[tuple[str, ...], str | None]:
+        """Why the detector cannot be asked for some targets together."""
+        return {}
+
+    def _refused(self, targets: tuple[str, ...]) -> str | None:
+        try:
+            detection.check_targets(self.model, targets)
+        except ValueError as error:
+            return str(error)
+        return None
 
     def _rows(self, item: Item, found: Sequence[detection.Detection], metric: str) -> list[ScoreRow]:
         names = {"protocol": self.fingerprint, "metric": metric, "against": self.against(item) or ""}
@@ -82,32 +95,43 @@ class Clipping(Evaluator):
 
     def __init__(self, protocol: ClipProtocol, device: str | torch.device = "cpu", download: bool = False):
         super().__init__(protocol, device, download)
-        self.known: Vectors = {}
+        self.kept: set[tuple[str, str]] = set()
+        self.cut: dict[str, bool] = {}  # by prompt
 
     @cached_property
     def tower(self) -> str:
         """What the vectors of images are kept under."""
         return self.protocol.tower
 
-    def remark(self, item: Item) -> str | None:
-        """Return whether CLIP sees only the beginning of the prompt."""
-        return "its prompt is longer than CLIP reads, and was cut" if any(self._cut(item)) else None
+    def remarks(self, items: Sequence[Item]) -> list[str | None]:
+        """Return of which images CLIP reads only the beginning of the prompt."""
+        new = [text for text in dict.fromkeys(item.prompt for item in items) if text and text not in self.cut]
+        self.cut |= dict(zip(new, clip_score.truncated(self.model, new), strict=True)) if new else {}
+        said = "its prompt is longer than CLIP reads, and was cut"
+        return [said if self.cut.get(item.prompt) else None for item in items]
 
     def against(self, item: Item) -> str | None:
         """Return the prompt."""
         return item.prompt
 
     def done(self, store: Store) -> set[tuple[str, str]]:
-        """As in `Evaluator`; reads the vectors that are kept."""
-        query = "SELECT item, protocol, vector FROM embeddings WHERE protocol IN (?, ?)"
-        rows = store.sql(query, [self.fingerprint, self.tower])
-        self.known = {(item, of): np.asarray(vector, np.float32) for item, of, vector in rows.itertuples(index=False)}
-        embedded = {(item, "") for item, of in self.known if of == self.tower}
+        """As in `Evaluator`; notes which vectors are kept, and reads them when they are needed."""
+        where = "FROM embeddings WHERE protocol IN (?, ?)", [self.fingerprint, self.tower]
+        kept = store.sql(f"SELECT item, protocol {where[0]}", where[1])
+        self.kept = set(kept.itertuples(index=False, name=None))
+        self.read = lambda: store.sql(f"SELECT item, protocol, vector {where[0]}", where[1])
+        embedded = {(item, "") for item, of in self.kept if of == self.tower}
         return self.rows_of(store, "clip_cos") | embedded
+
+    @cached_property
+    def known(self) -> Vectors:
+        """The vectors that are kept, by item and network."""
+        rows = self.read() if self.kept else pd.DataFrame(columns=["item", "protocol", "vector"])
+        return {(item, of): np.asarray(vector, np.float32) for item, of, vector in rows.itertuples(index=False)}
 
     def reads(self, item: Item) -> bool:
         """Return whether the image has no vector yet."""
-        return (item.sha256, self.tower) not in self.known
+        return (item.sha256, self.tower) not in self.kept
 
     def score(self, items: Sequence[Item]) -> Scored:
         """As in `Evaluator`."""
@@ -121,11 +145,9 @@ class Clipping(Evaluator):
         if unread:
             read = clip_score.embed_texts(self.model, unread)
             new |= {(text, self.fingerprint): v.numpy() for text, v in zip(unread, read, strict=True)}
-        self.known |= new
+        self.known.update(new)
+        self.kept.update(new)
         return Scored([row for item in items if item.prompt for row in self._rows(item)], new)
-
-    def _cut(self, item: Item) -> list[bool]:
-        return clip_score.truncated(self.model, [item.prompt]) if item.prompt else []
 
     def _texts(self, item: Item) -> list[str]:
         halves = clip_score.halves(item.prompt) if self.protocol.ensemble == "ae80" else None
@@ -150,7 +172,7 @@ class Comparing(Evaluator):
     protocol: LpipsProtocol
     weights_of = staticmethod(lpips_score.weights_of)
     load = staticmethod(lpips_score.load_lpips)
-    batch = 16
+    batch = 32
 
     def against(self, item: Item) -> str | None:
         """Return the plain image; there is none for the plain image itself."""

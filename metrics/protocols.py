@@ -12,6 +12,7 @@ Conventions:
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -51,7 +52,7 @@ class Protocol:
     def facts(self) -> dict[str, object]:
         """Return what a stored score depends on: the same on every machine, as JSON can say it."""
         fields = {name: value for name, value in asdict(self).items() if name not in (*self.VIEWS, "key")}
-        libraries = {library: _major(version(library)) for library in self.LIBRARIES}
+        libraries = {library: _major(installed(library)) for library in self.LIBRARIES}
         return fields | {"checkpoint": Path(self.checkpoint).name, "kind": type(self).__name__, "libraries": libraries}
 
     @property
@@ -242,6 +243,12 @@ def _stored(name: str) -> tuple[str, dict[str, Any]]:
     """Return an evaluator's folder, and what was measured for it: a hash of its weights, the detector's threshold."""
     folder = emoji_world() / name
     return str(folder), json.loads((folder / "protocol.json").read_text(encoding="utf-8"))
+
+
+@cache  # a look at a library's metadata takes milliseconds, and every fingerprint takes several
+def installed(library: str) -> str:
+    """Return the version of a library that is installed."""
+    return version(library)
 
 
 def _major(number: str) -> str:

@@ -8,9 +8,10 @@ scoring that was killed goes on where it was, and ends with the same bits. A pic
 about is a problem that names its file; the rest is scored.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import torch
 from metrics.evaluator import Evaluator, Item
 from metrics.evaluators import evaluator
 from metrics.pictures import Picture, Problem
-from metrics.protocols import DetectionProtocol, Protocol
+from metrics.protocols import DetectionProtocol, Protocol, installed
 from metrics.shelf import Entry, batches, entries_of, opened
 from tracer.scores import ProtocolRow, ReadingRow, Written, add_protocols, write
 from tracer.store import Store
@@ -82,11 +83,17 @@ def score(
     problems = [_unread(e) for part, more in zip(parts, left, strict=True) if not more for e in part if e.row.error]
     finished = len(entries) - sum(map(len, todo))
     reads = [any(_reads(entry, evaluators, done) for entry in part) for part in todo]
-    for part in opened(todo, reads, workers):
-        problems += _work(store, part, evaluators, done)
-        finished += len(part)
-        if progress:
-            progress(finished, len(entries))
+    with ThreadPoolExecutor(1) as writer:  # a batch is written while the next one is looked at, and no later
+        pending = writer.submit(int)
+        for part in opened(todo, reads, workers):
+            written, said = _work(part, evaluators, done)
+            pending.result()
+            pending = writer.submit(write, store, written)
+            problems += said
+            finished += len(part)
+            if progress:
+                progress(finished, len(entries))
+        pending.result()
     worked = sum(map(len, todo))
     return Report(len(entries), worked, tuple(problems), tuple(one.protocol for one in evaluators))
 
@@ -99,7 +106,7 @@ def note(store: Store, protocols: Sequence[Protocol]) -> None:
             type(one).__name__,
             one.world,
             one.facts,
-            {library: version(library) for library in one.LIBRARIES},
+            {library: installed(library) for library in one.LIBRARIES},
         )
         for one in protocols
     ]
@@ -108,14 +115,16 @@ def note(store: Store, protocols: Sequence[Protocol]) -> None:
         for one in protocols
         if isinstance(one, DetectionProtocol)
     ]
-    add_protocols(store, rows, readings)
+    known = store.sql("SELECT protocol AS name FROM protocols UNION ALL SELECT name FROM readings")["name"]
+    if not {*(row.protocol for row in rows), *(row.name for row in readings)} <= set(known):
+        add_protocols(store, rows, readings)
 
 
 def _check(pictures: Sequence[Picture], protocols: Sequence[Protocol]) -> None:
     if not pictures or not protocols:
         raise ValueError(f"pictures and protocols must be at least one, got {len(pictures)} and {len(protocols)}")
-    paths = sorted(picture.path.resolve() for picture in pictures)
-    if twice := [str(one) for one, other in pairwise(paths) if one == other]:
+    paths = sorted(os.path.abspath(picture.path) for picture in pictures)
+    if twice := [one for one, other in pairwise(paths) if one == other]:
         raise ValueError(f"pictures must be different files, got {twice[0]} twice")
 
 
@@ -140,12 +149,11 @@ def _missing(one: Evaluator, item: Item, done: dict[str, set[tuple[str, str]]]) 
 
 
 def _work(
-    store: Store,
     part: Sequence[tuple[Entry, Item | None]],
     evaluators: Sequence[Evaluator],
     done: dict[str, set[tuple[str, str]]],
-) -> list[Problem]:
-    """Score one batch and write it; return what went wrong."""
+) -> tuple[Written, list[Problem]]:
+    """Score one batch; return what is to be written, and what went wrong."""
     problems = [_unread(entry) for entry, item in part if item is None]
     read = [(entry.picture.path, item) for entry, item in part if item is not None]
     rows, vectors = [], {}
@@ -158,17 +166,17 @@ def _work(
             scored = one.score(able)
             rows += scored.rows
             vectors |= scored.vectors
-    write(store, Written(rows, vectors, [entry.row for entry, _ in part]))
-    return problems
+    return Written(rows, vectors, [entry.row for entry, _ in part]), problems
 
 
 def _able(one: Evaluator, read: Sequence[tuple[Path, Item]]) -> tuple[list[Item], list[Problem]]:
     """Return the images that an evaluator can score, and what it refuses or remarks."""
-    asked = [(path, item) for path, item in read if one.against(item) is not None]
-    reasons = [(path, item, one.refuses(item)) for path, item in asked]
-    said = [(path, reason or one.remark(item)) for path, item, reason in reasons]
-    problems = [Problem(path, f"{one.fingerprint}: {text}") for path, text in said if text]
-    return [item for _, item, reason in reasons if not reason], problems
+    asked = [(path, item, one.refuses(item)) for path, item in read if one.against(item) is not None]
+    able = [(path, item) for path, item, reason in asked if not reason]
+    remarks = one.remarks([item for _, item in able])
+    said = [(path, reason) for path, _, reason in asked if reason]
+    said += [(path, remark) for (path, _), remark in zip(able, remarks, strict=True) if remark]
+    return [item for _, item in able], [Problem(path, f"{one.fingerprint}: {text}") for path, text in said]
 
 
 def _unread(entry: Entry) -> Problem:

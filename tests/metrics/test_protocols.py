@@ -40,17 +40,17 @@ def test_views_of_stored_scores_do_not_change_what_they_are_stored_under():
 
 
 def test_another_major_version_of_a_library_is_another_protocol(monkeypatch):
-    base, real = DetectionProtocol(), protocols.version
+    base, real = DetectionProtocol(), protocols.installed
     before = base.fingerprint
     versions = {"transformers": "5.99.1"}
-    monkeypatch.setattr(protocols, "version", lambda name: versions.get(name) or real(name))
+    monkeypatch.setattr(protocols, "installed", lambda name: versions.get(name) or real(name))
     assert base.fingerprint == before
     versions["transformers"] = "6.0"
     assert base.fingerprint != before
 
 
 def test_before_the_first_major_version_every_minor_one_counts(monkeypatch):
-    monkeypatch.setattr(protocols, "version", lambda name: "0.29.1+cpu")
+    monkeypatch.setattr(protocols, "installed", lambda name: "0.29.1+cpu")
     assert LpipsProtocol().facts["libraries"] == {"torch": "0.29", "torchvision": "0.29", "lpips": "0.29"}
 
 
