@@ -1,20 +1,20 @@
 """From an experiment's rows to its table: who shows all targets how often, and how sure that is.
 
 Conventions: an image counts if every target's score is above the protocol's threshold. Rates lie in [0, 1];
-differences to "plain", paired image by image, in [-1, 1]; intervals are the 95 % prompt-cluster bootstrap of
-`analysis.stats`.
+differences to "plain", paired image by image, in [-1, 1]. All prompts share their seeds, so the 95 % intervals are over
+prompts and seeds (`analysis.stats.two_way_interval`); with a single seed they are over prompts, for this seed only.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from analysis.plan import PLAIN
-from analysis.stats import Interval, bootstrap_difference, bootstrap_rate, win_tie_loss
+from analysis.stats import Interval, bootstrap_rate, two_way_interval, win_tie_loss
 
 BOOTSTRAP_SEED = 2411_00640
 PAIRS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
@@ -66,8 +66,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "prompt seed"]) -> dict[str, object]:
-    rate = bootstrap_rate(found.astype(float), np.random.default_rng(BOOTSTRAP_SEED))
-    difference = bootstrap_difference(found.astype(float), plain.astype(float), np.random.default_rng(BOOTSTRAP_SEED))
+    rate, difference = _interval(found.astype(float)), _interval(found.astype(float) - plain)
     record = win_tie_loss(found.astype(float), plain.astype(float))
     return {
         "prompts": len(found),
@@ -84,6 +83,12 @@ def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "promp
     }
 
 
+def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
+    if min(values.shape) > 1:
+        return two_way_interval(values)
+    return bootstrap_rate(values, np.random.default_rng(BOOTSTRAP_SEED))
+
+
 def _spread(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
@@ -91,7 +96,10 @@ def _spread(name: str, interval: Interval) -> dict[str, float]:
 def as_table(lines: pd.DataFrame, title: str) -> Table:
     """Return a summary for the terminal, rates in percent, differences in points."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.caption, table.caption_justify = f"protocol {lines['protocol'].iat[0]}", "left"
+    table.caption, table.caption_justify = (
+        f"protocol {lines['protocol'].iat[0]}; intervals over prompts and seeds",
+        "left",
+    )
     headings = ("method", "pairs", "images", "both\nfound, %", "difference,\npoints [95 %]")
     for heading in (*headings, "won", "lost", "both\nfound", "both\nfail"):
         left = heading in ("method", "pairs")

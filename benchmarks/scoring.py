@@ -6,8 +6,9 @@ Commands, on two cores:
                                                       networks of the released sizes, random weights, 512 pixels
 
 The plain loop opens an image, asks every model in batches, and keeps the numbers in a list: no store, no hashes, no
-threads. It runs at the batch size that was best for it in a first round. Loop, scoring and second call take turns;
-printed are medians, the ratio of each scoring to the loop beside it, and the spread of the loop, which is the noise.
+threads. It runs at the batch size that was best for it in a first round; both load their models in each round. Loop,
+scoring and second call take turns; printed are medians, the ratio of each scoring to the loop beside it, and the spread
+of the loop, which is the noise.
 """
 
 import argparse
@@ -99,9 +100,10 @@ def full_size(folder: Path) -> Protocols:
     )
 
 
-def plain_loop(bench: Bench, models: tuple, batch: int) -> None:
-    """Score all images as a script would."""
-    detector, clip, lpips = models
+def plain_loop(bench: Bench, batch: int) -> None:
+    """Load the models and score all images, as a script would."""
+    detector, clip = load_detector(bench.protocols[0]), load_clip(bench.protocols[1])
+    lpips = load_lpips(bench.protocols[2])
     plain = {(one.prompt, one.seed): one.path for one in bench.pictures if one.method == "plain"}
     kept = []
     for start in range(0, len(bench.pictures), batch):
@@ -124,14 +126,13 @@ def timed(run: Callable[[], object]) -> float:
 
 def rounds(bench: Bench, sizes: Sequence[int], repeats: int, folder: Path) -> None:
     """Find the loop's best batch, then take turns, and print."""
-    models = load_detector(bench.protocols[0]), load_clip(bench.protocols[1]), load_lpips(bench.protocols[2])
-    plain_loop(bench, models, sizes[0])  # warm-up
-    first = {size: timed(lambda size=size: plain_loop(bench, models, size)) for size in sizes}
+    plain_loop(bench, sizes[0])  # warm-up
+    first = {size: timed(lambda size=size: plain_loop(bench, size)) for size in sizes}
     best = min(first, key=lambda size: first[size])
     print("plain loop by batch size: " + ", ".join(f"{size}: {taken:.2f} s" for size, taken in first.items()))
     taken: dict[str, list[float]] = {"loop": [], "first": [], "second": []}
     for number in range(repeats):
-        taken["loop"].append(timed(lambda: plain_loop(bench, models, best)))
+        taken["loop"].append(timed(lambda: plain_loop(bench, best)))
         with Store.create(folder / f"{number}.duckdb") as store:
             for name in ("first", "second"):
                 taken[name].append(timed(lambda store=store: score(store, bench.pictures, bench.protocols)))
@@ -144,9 +145,9 @@ def report(taken: dict[str, list[float]], best: int, images: int) -> None:
     ratios = [one / base for one, base in zip(first, loop, strict=True)]
     faster = [one / two for one, two in zip(first, second, strict=True)]
     print(f"{images} images, {len(loop)} rounds, {torch.get_num_threads()} threads; the loop's best batch is {best}")
-    print(f"plain loop   {median(loop):8.2f} s  ({min(loop):.2f} to {max(loop):.2f}), models loaded before")
+    print(f"plain loop   {median(loop):8.2f} s  ({min(loop):.2f} to {max(loop):.2f})")
     spread = f"({min(ratios):.3f} to {max(ratios):.3f})"
-    print(f"score()      {median(first):8.2f} s  x {median(ratios):.3f} of the loop {spread}, models loaded in it")
+    print(f"score()      {median(first):8.2f} s  x {median(ratios):.3f} of the loop {spread}")
     spread = f"({min(faster):.0f} to {max(faster):.0f})"
     print(f"second call  {median(second):8.3f} s  {median(faster):.0f} times faster {spread}")
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from analysis.comparison import as_table, found_matrix, summary
-from analysis.stats import bootstrap_difference
+from analysis.stats import bootstrap_rate, two_way_interval
 
 PROMPTS = {"a cat and a dog": True, "a cat and a bird": True, "a dog and a bird": False}
 FOUND = {  # prompt x seed
@@ -52,11 +52,13 @@ def test_the_summary_counts_rates_and_outcomes_of_all_seen_and_unseen_pairs(rows
     assert table.loc[("plain", "all"), "difference"] == 0
 
 
-def test_the_intervals_are_the_cluster_bootstraps_of_the_paired_difference(rows):
-    line = summary(rows).set_index(["method", "pairs"]).loc[("published", "all")]
+@pytest.mark.parametrize("seeds", [4, 1])
+def test_the_intervals_are_over_prompts_and_seeds_or_with_one_seed_over_prompts(rows, seeds):
+    line = summary(rows[rows["seed"] < seeds]).set_index(["method", "pairs"]).loc[("published", "all")]
     order = [1, 0, 2]  # prompts in alphabetical order
-    method, plain = (np.array(FOUND[name], float)[order] for name in ("published", "plain"))
-    interval = bootstrap_difference(method, plain, np.random.default_rng(2411_00640))
+    method, plain = (np.array(FOUND[name], float)[order, :seeds] for name in ("published", "plain"))
+    alone = bootstrap_rate(method - plain, np.random.default_rng(2411_00640))
+    interval = two_way_interval(method - plain) if seeds > 1 else alone
     assert (line["difference_low"], line["difference_high"]) == (interval.low, interval.high)
 
 
