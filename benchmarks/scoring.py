@@ -5,10 +5,10 @@ Commands, on two cores:
     python benchmarks/scoring.py --size full --images 12 --repeats 2
                                                       networks of the released sizes, random weights, 512 pixels
 
-The plain loop opens an image, asks every model in batches, and keeps the numbers in a list: no store, no hashes, no
-threads. It runs at the batch size that was best for it in a first round; both load their models in each round. Loop,
-scoring and second call take turns; printed are medians, the ratio of each scoring to the loop beside it, and the spread
-of the loop, which is the noise.
+The plain loop opens an image, asks every model in batches by the libraries' own calls, and keeps the numbers in a list:
+no store, no hashes, no threads. It runs at the batch size that was best for it in a first round; both load their models
+in each round. Loop, scoring and second call take turns; printed are medians, the ratio of each scoring to the loop
+beside it, and the spread of the loop, which is the noise.
 """
 
 import argparse
@@ -26,15 +26,13 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
+from torchvision.transforms.functional import to_tensor
 from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
 
-from metrics.clip_score import clip_cos, embed_images, embed_texts, load_clip
-from metrics.detection import detect
-from metrics.lpips_score import distances, load_lpips
+from metrics.lpips_score import load_lpips
 from metrics.pictures import Picture
 from metrics.protocols import ClipProtocol, DetectionProtocol, LpipsProtocol, emoji_clip, emoji_detection, emoji_lpips
 from metrics.scoring import score
-from metrics.weights import load_detector
 from tracer.folders import emoji_world
 from tracer.scenes import caption, render, sample_scene
 from tracer.store import Store
@@ -100,21 +98,32 @@ def full_size(folder: Path) -> Protocols:
     )
 
 
+@torch.inference_mode()
 def plain_loop(bench: Bench, batch: int) -> None:
-    """Load the models and score all images, as a script would."""
-    detector, clip = load_detector(bench.protocols[0]), load_clip(bench.protocols[1])
-    lpips = load_lpips(bench.protocols[2])
+    """Load the models and score all images as a script would, by the libraries' own calls."""
+    detection, clip, lpips = bench.protocols
+    owl = Owlv2ForObjectDetection.from_pretrained(detection.checkpoint, dtype=torch.float32).eval()
+    processor = Owlv2Processor.from_pretrained(detection.checkpoint)
+    name = f"local-dir:{clip.checkpoint}"
+    model, _, preprocess = open_clip.create_model_and_transforms(name, require_pretrained=True)
+    tokenizer, distance = open_clip.get_tokenizer(name), load_lpips(lpips).model
     plain = {(one.prompt, one.seed): one.path for one in bench.pictures if one.method == "plain"}
     kept = []
     for start in range(0, len(bench.pictures), batch):
         part = bench.pictures[start : start + batch]
         images = [Image.open(one.path).convert("RGB") for one in part]
-        kept += detect(detector, images, [one.targets for one in part], batch)
-        kept += clip_cos(embed_images(clip, images, batch), embed_texts(clip, [one.prompt for one in part])).tolist()
-        others = [(image, one) for image, one in zip(images, part, strict=True) if one.method != "plain"]
-        if others:
-            references = [Image.open(plain[one.prompt, one.seed]).convert("RGB") for _, one in others]
-            kept += distances(lpips, [image for image, _ in others], references, batch).tolist()
+        queries = [[detection.query(target) for target in one.targets] for one in part]
+        outputs = owl(**processor(text=queries, images=images, return_tensors="pt"))
+        sizes = [image.size[::-1] for image in images]
+        kept += processor.post_process_grounded_object_detection(outputs, 0.1, sizes, queries)
+        seen = model.eval().encode_image(torch.stack([preprocess(image) for image in images]), normalize=True)
+        read = model.encode_text(tokenizer([one.prompt for one in part]), normalize=True)
+        kept += (seen * read).sum(-1).tolist()
+        pairs = [(i, plain[one.prompt, one.seed]) for i, one in zip(images, part, strict=True) if one.method != "plain"]
+        if pairs:
+            ones = torch.stack([to_tensor(image) for image, _ in pairs])
+            others = torch.stack([to_tensor(Image.open(path).convert("RGB")) for _, path in pairs])
+            kept += distance(ones, others, normalize=True).flatten().tolist()
 
 
 def timed(run: Callable[[], object]) -> float:

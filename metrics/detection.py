@@ -140,8 +140,9 @@ def _looked(
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     groups: dict[int, list[int]] = defaultdict(list)
-    for names in dict.fromkeys(names if isinstance(names, str) else tuple(names) for names in targets):
-        check_targets(detector, names)
+    for names in targets:
+        _check_names(names)
+    check_queries(detector, list(dict.fromkeys(name for names in targets for name in names)))
     for index, names in enumerate(targets):
         groups[len(names)].append(index)  # the processor's filler queries would compete for boxes
     for indices in groups.values():
@@ -153,14 +154,23 @@ def _looked(
 
 def check_targets(detector: Detector, names: Sequence[str]) -> None:
     """Raise ValueError unless these are objects that the detector can be asked for together."""
+    _check_names(names)
+    check_queries(detector, names)
+
+
+def check_queries(detector: Detector, names: Sequence[str]) -> None:
+    """Raise ValueError unless the query for each name has a length that the detector reads to its end."""
+    tokenizer = detector.processor.tokenizer
+    queries = [detector.protocol.query(name) for name in names]
+    for query, ids in zip(queries, tokenizer(queries).input_ids if queries else (), strict=True):
+        if len(ids) > tokenizer.model_max_length:
+            most = tokenizer.model_max_length
+            raise ValueError(f"query {query!r} must have at most {most} tokens, got {len(ids)}")
+
+
+def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not names or len(set(names)) != len(names):
         raise ValueError(f"targets must be lists of different names, at least one each, got {names!r}")
-    tokenizer = detector.processor.tokenizer
-    for name in names:
-        query = detector.protocol.query(name)
-        length, most = len(tokenizer(query).input_ids), tokenizer.model_max_length
-        if length > most:
-            raise ValueError(f"query {query!r} must have at most {most} tokens, got {length}")
 
 
 @torch.inference_mode()

@@ -48,9 +48,10 @@ class Detecting(Evaluator):
 
     def refuses(self, item: Item) -> str | None:
         """Return why the detector cannot be asked for the targets."""
-        if item.targets not in self.refused:
-            self.refused[item.targets] = self._refused(item.targets)
-        return super().refuses(item) or self.refused[item.targets]
+        new = [name for name in item.targets if name not in self.refused]
+        self.refused |= {name: self._refused(name) for name in new}
+        twice = "its targets must be different" if len(set(item.targets)) < len(item.targets) else None
+        return super().refuses(item) or twice or next(filter(None, map(self.refused.get, item.targets)), None)
 
     def done(self, store: Store) -> set[tuple[str, str]]:
         """As in `Evaluator`."""
@@ -66,13 +67,13 @@ class Detecting(Evaluator):
         return Scored(rows)
 
     @cached_property
-    def refused(self) -> dict[tuple[str, ...], str | None]:
-        """Why the detector cannot be asked for some targets together."""
+    def refused(self) -> dict[str, str | None]:
+        """Why the detector cannot be asked for a name."""
         return {}
 
-    def _refused(self, targets: tuple[str, ...]) -> str | None:
+    def _refused(self, name: str) -> str | None:
         try:
-            detection.check_targets(self.model, targets)
+            detection.check_targets(self.model, [name])
         except ValueError as error:
             return str(error)
         return None

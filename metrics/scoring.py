@@ -25,7 +25,8 @@ from metrics.shelf import Entry, batches, entries_of, opened
 from tracer.scores import ProtocolRow, ReadingRow, Written, add_protocols, write
 from tracer.store import Store
 
-BATCH = 32  # pictures in a transaction
+PIXELS = 2**23  # of the pictures in a transaction: 32 of 512 pixels a side
+MOST = 256  # pictures in a transaction
 Progress = Callable[[int, int], None]  # pictures done, and all
 
 
@@ -77,7 +78,7 @@ def score(
     evaluators = [evaluator(protocol, device, download) for protocol in protocols]
     note(store, [one.protocol for one in evaluators])
     entries = entries_of(store, pictures, baseline)
-    parts, done = batches(entries, BATCH), {one.fingerprint: one.done(store) for one in evaluators}
+    parts, done = batches(entries, PIXELS, MOST), {one.fingerprint: one.done(store) for one in evaluators}
     left = [not all(_finished(entry, evaluators, done) for entry in part) for part in parts]
     todo = [part for part, something in zip(parts, left, strict=True) if something]
     problems = [_unread(e) for part, more in zip(parts, left, strict=True) if not more for e in part if e.row.error]

@@ -62,12 +62,17 @@ def entries_of(store: Store, pictures: Sequence[Picture], baseline: str | None =
     ]
 
 
-def batches(entries: Sequence[Entry], size: int) -> list[list[Entry]]:
-    """Return entries of one image size and one number of targets together, at most `size` of them."""
+def batches(entries: Sequence[Entry], pixels: int, most: int) -> list[list[Entry]]:
+    """Return entries of one image size and one number of targets together, at most `most` of so many pixels in all."""
     kinds: dict[object, list[Entry]] = {}
     for entry in entries:
         kinds.setdefault((entry.row.width, entry.row.height, len(entry.picture.targets)), []).append(entry)
-    return [kind[start : start + size] for kind in kinds.values() for start in range(0, len(kind), size)]
+    parts = []
+    for kind in kinds.values():
+        area = max(1, (kind[0].row.width or 0) * (kind[0].row.height or 0))
+        size = max(1, min(most, pixels // area))
+        parts += [kind[start : start + size] for start in range(0, len(kind), size)]
+    return parts
 
 
 def opened(

@@ -135,8 +135,8 @@ def add_scores(store: Store, scores: Sequence[ScoreRow], replace: bool = False) 
 def write(store: Store, written: Written) -> None:
     """Write what one step of scoring found, all of it or nothing; pictures take their former rows' place."""
     with store.transaction() as cursor:
-        _put(cursor, "scores", [asdict(row) for row in written.scores])
-        _put(cursor, "pictures", [asdict(row) for row in written.pictures], replace=True)
+        _put(cursor, "scores", [vars(row) for row in written.scores])
+        _put(cursor, "pictures", [vars(row) for row in written.pictures], replace=True)
         if written.vectors:
             items, protocols = zip(*written.vectors, strict=True)
             vectors = pa.array(list(written.vectors.values()), pa.list_(pa.float32()))

@@ -142,7 +142,7 @@ def test_workers_do_not_change_a_bit(store, pictures, tmp_path, workers):
 def test_the_size_of_a_batch_changes_scores_by_rounding_only(store, pictures, tmp_path, monkeypatch):
     protocols = [make() for make in ALL]
     score(store, pictures, protocols)
-    monkeypatch.setattr(score_module, "BATCH", 1)
+    monkeypatch.setattr(score_module, "PIXELS", 1)
     with Store.create(tmp_path / "again.duckdb") as again:
         score(again, pictures, protocols)
         ones, others = (frame.sql("SELECT * FROM scores ORDER BY ALL") for frame in (store, again))
@@ -265,7 +265,7 @@ from metrics import scoring as module
 from metrics.pictures import Picture
 from metrics.protocols import LpipsProtocol, emoji_clip, emoji_detection
 from tracer.store import Store
-module.BATCH = 2
+module.MOST = 2
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 paths = sorted(folder.glob("*.png"))
 pictures = [Picture(path, f"a cat and a car {path.stem}", 0, "plain", path.stem, ("cat",)) for path in paths]
