@@ -53,7 +53,9 @@ class Of(StrEnum):
 @scores.command("score")
 def score_command(
     folders: Annotated[list[Path], typer.Argument(help="Folders of images, one per method; or traces.")],
-    out: Annotated[Path, typer.Option(help="File of the scores, new or to be added to.")] = Path("scores.duckdb"),
+    out: Annotated[
+        Path | None, typer.Option(help="File of the scores, new or added to: scores.duckdb, or the one trace given.")
+    ] = None,
     layout: Annotated[In, typer.Option(help="Of the folders.")] = In.AUTO,
     prompts: Annotated[Path | None, typer.Option(help="Prompt file, in place of one in each folder.")] = None,
     protocol: Annotated[list[str] | None, typer.Option(help="A registered protocol; repeatable.")] = None,
@@ -67,6 +69,7 @@ def score_command(
 ) -> None:
     """Score images of any methods, in any of the usual layouts, and compare them; resumes."""
     console = Console()
+    out = out or (folders[0] if len(folders) == 1 and folders[0].is_file() else Path("scores.duckdb"))
     with plainly():
         made = score_folders(
             folders,

@@ -54,7 +54,9 @@ def _picture(store: Store, row: PictureRow) -> Picture:
 
 
 def _found(store: Store, rows: list[PictureRow], pictures: list[Picture]) -> Mapping[Path, GenevalResult] | None:
-    verdicts = store.sql("SELECT image_sha256, protocol, against, target, found, box FROM verdicts")
+    verdicts = store.sql(
+        "SELECT image_sha256, protocol, against, target, found, box FROM verdicts WHERE score IS NOT NULL"
+    )
     if (protocols := verdicts["protocol"].unique()).size > 1:
         raise ValueError(f"results must be of one reading, the store has {', '.join(protocols)}")
     by_image = dict(iter(verdicts.groupby(["image_sha256", "against"])))
