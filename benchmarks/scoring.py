@@ -2,7 +2,7 @@
 
 Commands, on two cores:
     python benchmarks/scoring.py                      the emoji world, 512 images (five minutes)
-    python benchmarks/scoring.py --size full --images 12 --repeats 2
+    python benchmarks/scoring.py --size full --images 4 --repeats 1
                                                       networks of the released sizes, random weights, 512 pixels
 
 The plain loop opens an image, asks every model in batches by the libraries' own calls, and keeps the numbers in a list:
@@ -174,7 +174,7 @@ def main() -> None:
         small = options.size == "emoji"
         protocols = (emoji_detection(), emoji_clip(), emoji_lpips()) if small else full_size(folder)
         bench = Bench(pictures(folder, options.images, 64 if small else 512), protocols)
-        rounds(bench, (1, 8, 16, 32, 64) if small else (1, 2, 4), options.repeats, folder)
+        rounds(bench, (1, 8, 16, 32, 64) if small else (1, 2), options.repeats, folder)
 
 
 if __name__ == "__main__":
