@@ -2,7 +2,8 @@
 
 Conventions: an image counts if every target's score is above the protocol's threshold. Rates lie in [0, 1];
 differences to "plain", paired image by image, in [-1, 1]. All prompts share their seeds, so the 95 % intervals are over
-prompts and seeds (`analysis.stats.two_way_interval`); with a single seed they are over prompts, for this seed only.
+prompts and seeds (`analysis.stats.two_way_interval`); with one seed they are over prompts, for this seed only, with one
+prompt over its seeds.
 """
 
 from collections.abc import Sequence
@@ -86,7 +87,7 @@ def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "promp
 def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
     if min(values.shape) > 1:
         return two_way_interval(values)
-    return bootstrap_rate(values, np.random.default_rng(BOOTSTRAP_SEED))
+    return bootstrap_rate(values if len(values) > 1 else values.T, np.random.default_rng(BOOTSTRAP_SEED))
 
 
 def _spread(name: str, interval: Interval) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 Conventions:
     Prompts and seeds are both drawn from many: where all prompts have the same two or more seeds, intervals and tests
-    are two-way (`analysis.stats.two_way_interval`); else they are over prompts, and hold for these seeds only. The
-    column `interval` says which.
+    are two-way (`analysis.stats.two_way_interval`); else they are over prompts, and hold for these seeds only; of a
+    single prompt they are over its seeds, and hold for it only. The column `interval` says which.
     p-values are corrected by Holm over all differences of the table.
     Methods are compared on the same prompts and seeds. A missing picture is an error, or, if that is allowed, its cell
     is left out for all methods.
@@ -23,7 +23,7 @@ from metrics.protocols import Protocol
 from tracer.store import Store
 
 SEED = 2411_00640
-TWO_WAY, PROMPTS = "prompts and seeds", "prompts; these seeds only"
+TWO_WAY, PROMPTS, SEEDS = "prompts and seeds", "prompts; these seeds only", "seeds; this prompt only"
 
 Matrix = Float[np.ndarray, "prompt seed"]
 
@@ -124,7 +124,7 @@ def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
         "prompts": len(values),
         "seeds": values.shape[1],
         "images": part.images,
-        "interval": TWO_WAY if part.crossed else PROMPTS,
+        "interval": TWO_WAY if part.crossed else SEEDS if len(values) == 1 else PROMPTS,
         **_spread("value", _interval(values, part.crossed)),
     }
     plain = part.by_method.get(baseline)
@@ -146,13 +146,18 @@ def _difference(values: Matrix, plain: Matrix, crossed: bool) -> dict[str, objec
 def _p_value(values: Matrix, plain: Matrix, crossed: bool) -> float:
     if crossed and np.ptp(values - plain):
         return two_way_test(values, plain).p
-    return paired_permutation(values, plain, np.random.default_rng(SEED)).p
+    return paired_permutation(_drawn(values), _drawn(plain), np.random.default_rng(SEED)).p
 
 
 def _interval(values: Matrix, crossed: bool) -> Interval:
     if crossed:
         return two_way_interval(values)
-    return bootstrap_rate(values, np.random.default_rng(SEED))
+    return bootstrap_rate(_drawn(values), np.random.default_rng(SEED))
+
+
+def _drawn(values: Matrix) -> Float[np.ndarray, "drawn _"]:
+    """Return what is drawn from many as rows: prompts, or the seeds of a single prompt."""
+    return values if len(values) > 1 else values.T
 
 
 def _spread(name: str, interval: Interval) -> dict[str, float]:

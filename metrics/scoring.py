@@ -68,7 +68,7 @@ def score(
         workers: threads that read files ahead.
         device: where models run.
         download: fetch checkpoints that are not on this machine.
-        progress: called after every batch.
+        progress: called at the start and after every batch.
 
     Raises:
         FileNotFoundError: a checkpoint is not on this machine; nothing is written then.
@@ -84,6 +84,8 @@ def score(
     problems = [_unread(e) for part, more in zip(parts, left, strict=True) if not more for e in part if e.row.error]
     finished = len(entries) - sum(map(len, todo))
     reads = [any(_reads(entry, evaluators, done) for entry in part) for part in todo]
+    if progress:
+        progress(finished, len(entries))
     with ThreadPoolExecutor(1) as writer:  # a batch is written while the next one is looked at, and no later
         pending = writer.submit(int)
         for part in opened(todo, reads, workers):

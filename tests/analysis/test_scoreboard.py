@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.scoreboard import PROMPTS, TWO_WAY, Unbalanced, cells, picture_values, scoreboard
+from analysis.scoreboard import PROMPTS, SEEDS, TWO_WAY, Unbalanced, cells, picture_values, scoreboard
 from analysis.significance import holm, paired_permutation, two_way_test
 from analysis.stats import bootstrap_rate, two_way_interval
 from metrics.protocols import ClipProtocol, emoji_detection
@@ -51,6 +51,16 @@ def test_with_one_seed_the_interval_is_over_prompts_and_says_so(two):
     assert (line["value_low"], line["value_high"]) == pytest.approx((expected.low, expected.high))
     assert line["interval"] == PROMPTS
     assert line["p"] == paired_permutation(one["ours"], one["plain"], np.random.default_rng(2411_00640)).p
+
+
+def test_of_one_prompt_the_interval_is_over_its_seeds_and_says_so(two):
+    one = {method: matrix[:1] for method, matrix in two.items()}
+    line = scoreboard(cells(frame(**one), ["plain", "ours"], "plain"), "plain").iloc[1]
+    expected = bootstrap_rate(one["ours"].T, np.random.default_rng(2411_00640))
+    assert (line["value_low"], line["value_high"]) == pytest.approx((expected.low, expected.high))
+    assert expected.low < expected.high
+    assert line["interval"] == SEEDS
+    assert line["p"] == paired_permutation(one["ours"].T, one["plain"].T, np.random.default_rng(2411_00640)).p
 
 
 def test_p_values_are_corrected_over_all_differences_of_the_table(two):

@@ -283,7 +283,7 @@ def test_a_killed_scoring_goes_on_and_ends_with_the_same_bits(tmp_path):
 
     work("whole.duckdb")
     with subprocess.Popen([*command, str(tmp_path / "killed.duckdb")], stdout=subprocess.PIPE) as killed:
-        for _ in range(2):  # batches
+        for _ in range(3):  # the start, and two batches
             killed.stdout.readline()
         time.sleep(0.01)
         os.kill(killed.pid, signal.SIGKILL)
