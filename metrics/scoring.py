@@ -80,15 +80,15 @@ def score(
     entries = entries_of(store, pictures, baseline)
     parts, done = batches(entries, PIXELS, MOST), {one.fingerprint: one.done(store) for one in evaluators}
     left = [not all(_finished(entry, evaluators, done) for entry in part) for part in parts]
-    todo = [part for part, something in zip(parts, left, strict=True) if something]
+    waiting = [part for part, something in zip(parts, left, strict=True) if something]
     problems = [_unread(e) for part, more in zip(parts, left, strict=True) if not more for e in part if e.row.error]
-    finished = len(entries) - sum(map(len, todo))
-    reads = [any(_reads(entry, evaluators, done) for entry in part) for part in todo]
+    finished = len(entries) - sum(map(len, waiting))
+    reads = [any(_reads(entry, evaluators, done) for entry in part) for part in waiting]
     if progress:
         progress(finished, len(entries))
     with ThreadPoolExecutor(1) as writer:  # a batch is written while the next one is looked at, and no later
         pending = writer.submit(int)
-        for part in opened(todo, reads, workers):
+        for part in opened(waiting, reads, workers):
             written, said = _work(part, evaluators, done)
             pending.result()
             pending = writer.submit(write, store, written)
@@ -97,7 +97,7 @@ def score(
             if progress:
                 progress(finished, len(entries))
         pending.result()
-    worked = sum(map(len, todo))
+    worked = sum(map(len, waiting))
     return Report(len(entries), worked, tuple(problems), tuple(one.protocol for one in evaluators))
 
 
