@@ -117,10 +117,11 @@ class Clipping(Evaluator):
 
     def done(self, store: Store) -> set[tuple[str, str]]:
         """As in `Evaluator`; notes which vectors are kept, and reads them when they are needed."""
-        where = "FROM embeddings WHERE protocol IN (?, ?)", [self.fingerprint, self.tower]
-        kept = store.sql(f"SELECT item, protocol {where[0]}", where[1])
+        networks = [self.fingerprint, self.tower]
+        kept = store.sql("SELECT item, protocol FROM embeddings WHERE protocol IN (?, ?)", networks)
         self.kept = set(kept.itertuples(index=False, name=None))
-        self.read = lambda: store.sql(f"SELECT item, protocol, vector {where[0]}", where[1])
+        vectors = "SELECT item, protocol, vector FROM embeddings WHERE protocol IN (?, ?)"
+        self.read = lambda: store.sql(vectors, networks)
         embedded = {(item, "") for item, of in self.kept if of == self.tower}
         return self.rows_of(store, "clip_cos") | embedded
 
