@@ -273,3 +273,18 @@ def test_pixels_outside_their_range_are_refused(wrong):
     images[0, 0, 0, 0] = wrong
     with pytest.raises(ValueError, match="images must lie in"):
         as_tensors(images)
+
+
+def test_the_fillers_of_shorter_lists_of_targets_are_not_among_an_images_boxes():
+    """Asked in one call: the processor fills up shorter lists of queries, and the fillers would compete for boxes."""
+    detector = load_detector()
+    rng = np.random.default_rng(11)
+    images = [Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(4)]
+    targets = [["cat"], ["cat", "dog", "lion"], ["bear", "frog"], ["dog"]]
+    together = look(detector, images, targets)
+    for image, names, boxes in zip(images, targets, together, strict=True):
+        (alone,) = look(detector, [image], [names])
+        assert boxes.logits.shape == alone.logits.shape
+        assert torch.allclose(boxes.logits, alone.logits, atol=1e-4)
+        scores = zip(score_targets(boxes), score_targets(alone), strict=True)
+        assert all(one.score == pytest.approx(other.score, abs=1e-4) for one, other in scores)
