@@ -24,7 +24,7 @@ from torch import nn
 from tracer.attention import attending
 from tracer.calls import Call, calls_of
 from tracer.capture import Capture
-from tracer.folders import emoji_world
+from tracer.models import model_name
 from tracer.passes import Passes, following
 from tracer.pictures import digest
 from tracer.record import Recorder, Texts
@@ -186,10 +186,9 @@ class Recording:
 
 def run_row(pipe: DiffusionPipeline, call: Call, passes: Passes) -> RunRow:
     """Return what a call runs, as the trace notes it; ``spec_hash`` is of all the rest."""
-    name = str(pipe.name_or_path or "unnamed")  # a path, if it was loaded from one
     height, width = _image_size(pipe, call, passes)
     row = RunRow(
-        model="emoji" if Path(name) == emoji_world() / "sd" else name,
+        model=model_name(pipe),
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         n_steps=call.arguments.get("num_inference_steps"),
