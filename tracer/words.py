@@ -196,11 +196,11 @@ def _words(prompt: str, spans: Sequence[Span]) -> list[tuple[int, str]]:
 def _find(prompt: str, target: str) -> Span:
     """Return where the target stands in the prompt, as a whole word or phrase."""
     text, number = target, 1
-    places = _places(prompt, text)
+    places = places_of(prompt, text)
     repeat = _REPEAT.fullmatch(target)
     if not places and repeat:  # a prompt may itself say "#2": then the whole text was found above
         text, number = repeat["text"], int(repeat["number"])
-        places = _places(prompt, text)
+        places = places_of(prompt, text)
     if not places:
         words = ", ".join(match[0] for match in _WORD.finditer(prompt) if match[0][0].isalnum())
         raise ValueError(f"target {text!r} is not in the prompt; words are {words}")
@@ -209,7 +209,8 @@ def _find(prompt: str, target: str) -> Span:
     return places[number - 1]
 
 
-def _places(prompt: str, text: str) -> list[Span]:
+def places_of(prompt: str, text: str) -> list[Span]:
+    """Return where a word or phrase stands in the prompt, whatever its case and white space; no part of a word does."""
     parts = text.split()
     if not parts:
         return []
