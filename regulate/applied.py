@@ -7,18 +7,22 @@ with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], see
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from regulate.method import Method, Subject
+from regulate.nouns import auto_targets
 from tracer.attention import attending
 from tracer.passes import Passes, following
 from tracer.sites import attention_sites
 from tracer.tap import Record
 from tracer.words import targets_of, tokens_of
+
+AUTO: Literal["auto"] = "auto"
+Wanted = Sequence[str] | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Run:
 
 
 def subjects_of(
-    pipe: DiffusionPipeline, prompts: Sequence[str], targets: Sequence[Sequence[str]], seeds: Sequence[int]
+    pipe: DiffusionPipeline, prompts: Sequence[str], targets: Sequence[Wanted], seeds: Sequence[int]
 ) -> tuple[Subject, ...]:
     """Return one subject per image: images of a prompt follow one another, as pipelines lay them out.
 
@@ -53,10 +57,19 @@ def subjects_of(
     subjects = []
     for index, seed in enumerate(seeds):
         which = index * len(prompts) // len(seeds)
-        found = targets_of(pipe.tokenizer, prompts[which], targets[which])
+        found = targets_of(pipe.tokenizer, prompts[which], wanted_of(prompts[which], targets[which]))
         end = next(t.index for t in tokens_of(pipe.tokenizer, prompts[which]) if t.kind == "eos")
         subjects.append(Subject(found, end, seed))
     return tuple(subjects)
+
+
+def wanted_of(prompt: str, targets: Wanted) -> tuple[str, ...]:
+    """Return the targets as named, or the prompt's nouns for "auto".
+
+    Raises:
+        ValueError: the prompt has no noun.
+    """
+    return auto_targets(prompt) if targets == AUTO else tuple(targets)
 
 
 @contextmanager
@@ -64,7 +77,7 @@ def applied(
     pipe: DiffusionPipeline,
     method: Method,
     prompt: str | Sequence[str],
-    targets: Sequence[str] | Sequence[Sequence[str]],
+    targets: Wanted | Sequence[Wanted],
     seeds: Sequence[int] = (0,),
     record: Record | None = None,
 ) -> Iterator[Run]:
@@ -74,7 +87,8 @@ def applied(
         pipe: a diffusers pipeline with a UNet.
         method: what to apply; `Method()` changes nothing.
         prompt: the prompt, or several, that the pipeline will be called with.
-        targets: words of the prompt, see `tracer.words`; one list per prompt if there are several.
+        targets: words of the prompt, see `tracer.words`, or "auto" for its nouns (`regulate.nouns`); one list, or
+            "auto", per prompt if there are several.
         seeds: one per image, images of one prompt together (``num_images_per_prompt``).
         record: is shown every text attention of every cross-attention site, see `tracer.attention.attending`.
 
@@ -85,7 +99,10 @@ def applied(
     if getattr(pipe, "unet", None) is None:
         raise ValueError(f"pipe must be a pipeline with a UNet, got {type(pipe).__name__}")
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    wanted: list[Sequence[str]] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
+    if isinstance(targets, str) and targets != AUTO:
+        raise ValueError(f"targets must be a list of words or 'auto', got {targets!r}")
+    wanted: list[Wanted] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
+    wanted = [AUTO] * len(prompts) if targets == AUTO else wanted
     subjects = subjects_of(pipe, prompts, wanted, seeds)
     method.check(subjects)
     with following(pipe) as passes, ExitStack() as stack:

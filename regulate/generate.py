@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from regulate.applied import applied, subjects_of
+from regulate.applied import Wanted, applied, subjects_of, wanted_of
 from regulate.method import Method
 from tracer.capture import Capture
 from tracer.pictures import digest, write_image
@@ -22,7 +22,7 @@ class Request:
 
     Attributes:
         prompt: of all the images.
-        targets: words of the prompt that must be seen.
+        targets: words of the prompt that must be seen; "auto" for its nouns, see `regulate.nouns.auto_targets`.
         seeds: one per image; the same seed gives the same initial noise whatever the batch or device.
         steps: of the scheduler; 25 for the emoji world's DPM-Solver, 50 in the paper.
         guidance: scale of classifier-free guidance; up to 1 switches it off.
@@ -33,7 +33,7 @@ class Request:
     """
 
     prompt: str
-    targets: tuple[str, ...]
+    targets: Wanted
     seeds: tuple[int, ...] = (0,)
     steps: int = 25
     guidance: float = 5.0
@@ -78,6 +78,7 @@ def generate(
     method = method or Method()
     if not request.seeds or request.batch < 1:
         raise ValueError(f"a request needs seeds and a batch of at least 1, got {request.seeds}, {request.batch}")
+    request = replace(request, targets=wanted_of(request.prompt, request.targets))
     method.check(subjects_of(pipe, [request.prompt], [request.targets], request.seeds))
     images: list[Image.Image] = []
     with ExitStack() as stack:

@@ -162,8 +162,7 @@ class _Seam:
             for listener in listening:
                 if listener.record is not None:
                     listener.record(tap, edited)
-        output = attention(*args, **kwargs)
-        return output if edited is None else _put(output, edited, tap.value)
+        return attention(*args, **kwargs) if edited is None else _edited(attention, args, kwargs, edited, tap.value)
 
 
 class _TextAttention(TorchFunctionMode):
@@ -209,7 +208,21 @@ def _tap_of(
     return Tap(site, call, layout.height, layout.width, query[..., image, :], key, value, factor, attn_mask, text)
 
 
-def _put(output: Tensor, edited: Edited, value: Tensor) -> Tensor:
-    start, stop, _ = edited.rows.indices(len(output))
-    rows = (edited.probs @ value[start:stop].float()).to(output.dtype)
-    return torch.cat([output[:start], rows, output[stop:]])
+def _edited(
+    attention: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], edited: Edited, value: Tensor
+) -> Tensor:
+    """Return the attention with some rows replaced; only the others are computed by the model's own function."""
+    start, stop, _ = edited.rows.indices(len(value))
+    rows = (edited.probs @ value[start:stop].float()).to(value.dtype)
+    parts = []
+    for other in (slice(0, start), slice(stop, len(value))):
+        if len(range(*other.indices(len(value)))):
+            given = [_part(argument, other, len(value)) for argument in args]
+            parts.append(attention(*given, **{k: _part(v, other, len(value)) for k, v in kwargs.items()}))
+    parts.insert(min(start, 1), rows)
+    return torch.cat(parts) if len(parts) > 1 else rows
+
+
+def _part(argument: Any, rows: slice, batch: int) -> Any:
+    """Return some rows of query, key, value or mask; anything else, and a mask that all rows share, as it is."""
+    return argument[rows] if isinstance(argument, Tensor) and len(argument) == batch else argument

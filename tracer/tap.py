@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 CHUNK = 2**24  # scores of joint attention computed at a time, 64 MB
@@ -104,10 +104,17 @@ class Tap:
 
 @dataclass(frozen=True)
 class Edited:
-    """What an edit puts in the place of some rows' attention: `probs`, which need not add up to one."""
+    """What an edit puts in the place of some rows' attention.
+
+    Attributes:
+        rows: of the batch.
+        probs: in their place; they need not add up to one.
+        solved: what an optimisation behind it did, computed when asked for: the columns of `tracer.solves`.
+    """
 
     rows: slice
     probs: Float[Tensor, "rows head pixel token"]
+    solved: Callable[[], dict[str, Shaped[Tensor, "rows head"]]] | None = None
 
 
 Edit = Callable[[Tap], Edited | None]
