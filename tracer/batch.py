@@ -18,6 +18,7 @@ from tracer.capture import Capture
 from tracer.columns import Columns, columns_of
 from tracer.measure import Measured, measured
 from tracer.rows import Branch, CallKind, CallRow, LayerRow, Pass, Phase, SampleRow
+from tracer.solves import Solved, solves_table
 from tracer.store import Pending
 from tracer.tap import Edited, Tap
 from tracer.words import Token
@@ -62,6 +63,7 @@ class Announced:
     layers: set[int] = field(default_factory=set)  # recorded so far
     edited: dict[int, list[int]] = field(default_factory=dict)  # sample -> layers
     measured: list[Measured] = field(default_factory=list)
+    solved: list[Solved] = field(default_factory=list)
 
     @property
     def wanted(self) -> bool:
@@ -100,8 +102,11 @@ class Announced:
                 f"with {len(edited.probs)} of probabilities"
             )
         first = start - cond.start
-        for sample in self.batch.samples[first : stop - cond.start]:
-            self.edited.setdefault(sample.sample, []).append(layer.layer)
+        numbers = tuple(sample.sample for sample in self.batch.samples[first : stop - cond.start])
+        for sample in numbers:
+            self.edited.setdefault(sample, []).append(layer.layer)
+        if self.capture.solves and edited.solved is not None:
+            self.solved.append(Solved(layer.layer, numbers, edited.solved()))
         columns = self.batch.columns["cond"].part(first, stop - cond.start)
         self._measure(columns.select(edited.probs.float().transpose(-1, -2)), columns, (layer, "cond", "edited"), first)
 
@@ -122,13 +127,14 @@ class Announced:
         """Start the copies to the CPU, and return the job that writes the pass."""
         copied: list[torch.cuda.Event] = []
         devices = {part.statistics.device for part in self.measured if part.statistics.is_cuda}
-        parts = [part.on_cpu() for part in self.measured]
+        parts, solved = [part.on_cpu() for part in self.measured], [part.on_cpu() for part in self.solved]
         self.measured.clear()
+        self.solved.clear()
         for device in devices:
             copied.append(torch.cuda.Event())
             copied[-1].record(torch.cuda.current_stream(device))
         calls = [self._row(sample.sample) for sample in self.batch.samples]
-        return partial(_write, pending, calls, layers, parts, copied)
+        return partial(_write, pending, calls, layers, parts, solved, copied)
 
     def _row(self, sample: int) -> CallRow:
         wall_ms = 1000 * (time.perf_counter() - self.started)
@@ -174,10 +180,12 @@ def _write(
     calls: Sequence[CallRow],
     layers: Sequence[LayerRow],
     measured: Sequence[Measured],
+    solved: Sequence[Solved],
     copied: Sequence[torch.cuda.Event],
 ) -> None:
     """Write one pass; runs in the writing thread."""
     for event in copied:
         event.synchronize()
     number = calls[0].call
-    pending.add(Pass(calls, stats_table(number, measured), maps_table(number, measured), layers))
+    tables = stats_table(number, measured), maps_table(number, measured)
+    pending.add(Pass(calls, *tables, layers, solves_table(number, solved)))

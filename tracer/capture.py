@@ -33,6 +33,7 @@ class Capture:
         resolution: maps higher or wider than this are averaged down to it; None leaves them.
         branches: halves of the batch, "cond" and "uncond" (of the negative prompt).
         kinds: sampling passes, and those of a method's guidance or refinement.
+        solves: also what the optimisation behind each edit did (table ``solves``).
     """
 
     layers: tuple[str, ...] | str = ("*",)
@@ -43,6 +44,7 @@ class Capture:
     resolution: int | None = None
     branches: tuple[Branch, ...] = ("cond",)
     kinds: tuple[CallKind, ...] = ("sample",)
+    solves: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("branches", Branch), ("kinds", CallKind)):

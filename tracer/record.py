@@ -24,7 +24,7 @@ import duckdb
 
 from tracer.batch import Announced, Batch, batch_of, kept_of
 from tracer.capture import Capture
-from tracer.rows import Branch, CallKind, LayerRow, RunRow, SampleRow, SolveRow, Status, token_rows
+from tracer.rows import Branch, CallKind, LayerRow, RunRow, SampleRow, Status, token_rows
 from tracer.store import Pending, Store
 from tracer.tap import Edited, Tap
 from tracer.words import Token
@@ -188,11 +188,6 @@ class Recorder:
             layers = () if run.layers_written else tuple(run.layers.values())
             run.writer.submit(current.handed_over(run.pending, layers))
             run.layers_written = True
-
-    def solves(self, solves: Sequence[SolveRow]) -> None:
-        """Record the optimisations of a regulated pass."""
-        run = self._run()
-        run.writer.submit(partial(self.store.add_solves, run.run_id, tuple(solves)))
 
     def images(self, images: Sequence[tuple[str, str]]) -> None:
         """Note the batch's finished images, each as (SHA-256, path), in the order of the samples.

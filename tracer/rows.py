@@ -93,23 +93,6 @@ class CallRow:
 
 
 @dataclass(frozen=True)
-class SolveRow:
-    """One head's optimisation in a regulated pass: its loss, the terms of the kept one, and the change."""
-
-    sample: int
-    call: int
-    layer: int
-    head: int
-    loss_start: float
-    loss_kept: float
-    coverage: float
-    proportion: float
-    deviation: float
-    distance: float  # ||A' - A||
-    kept: int  # the iteration whose edit was kept
-
-
-@dataclass(frozen=True)
 class Pass:
     """All that one pass of the model recorded, as the store writes it: in one transaction or not at all."""
 
@@ -117,6 +100,7 @@ class Pass:
     stats: pa.Table
     maps: pa.Table  # no row where none is kept
     layers: Sequence[LayerRow] = ()  # given with a run's first pass only: until then their sizes are not known
+    solves: pa.Table = field(default_factory=lambda: pa.table({}))  # no row where none is asked for
 
 
 def token_rows(

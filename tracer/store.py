@@ -29,7 +29,7 @@ from tracer.arrow import MAPS
 from tracer.capture import Capture
 from tracer.database import READING, WRITING, attach, build, check_folder, check_room, has_room, opened, writing
 from tracer.maps import Chosen, read_maps
-from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, SolveRow, Status
+from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, Status
 
 # What makes a transaction: enough rows for whole row groups, which go straight to their place in the file (the rest of
 # each goes through the log and is written twice), but not so much that memory grows with the model.
@@ -188,6 +188,7 @@ class Store:
             )
             _insert(cursor, "calls", [asdict(call) for recorded in passes for call in recorded.calls], run_id)
             _insert(cursor, "head_stats", _joined([recorded.stats for recorded in passes]), run_id)
+            _insert(cursor, "solves", _joined([recorded.solves for recorded in passes]), run_id)
             maps = _joined([recorded.maps for recorded in passes])
             for column, table in MAPS.items():
                 if column in maps.column_names:
@@ -199,11 +200,6 @@ class Store:
             for sample, (sha256, path) in images.items():
                 where = [sha256, path, run_id, sample]
                 cursor.execute("UPDATE samples SET image_sha256 = ?, image = ? WHERE run_id = ? AND sample = ?", where)
-
-    def add_solves(self, run_id: int, solves: Sequence[SolveRow]) -> None:
-        """Write the optimisations of a regulated pass."""
-        with self.transaction() as cursor:
-            _insert(cursor, "solves", [asdict(solve) for solve in solves], run_id)
 
     def end_run(self, run_id: int, status: Status) -> None:
         """Mark a run as done or failed; of one that is done move all that was written into the file proper.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tracer.capture import Capture
 from tracer.measure import eight_bit
 from tracer.record import Recorder
-from tracer.rows import RunRow, SampleRow, SolveRow
+from tracer.rows import RunRow, SampleRow
 from tracer.statistics import STATISTICS, compared_words, dominance, map_histograms, map_statistics
 from tracer.tap import Edited
 
@@ -311,11 +311,3 @@ def test_target_words_and_content_words_are_marked(store, bench):
     ]
     targets = store.sql("SELECT targets->'$[0].positions' p FROM samples")["p"].tolist()
     assert targets == ["[4,5]"]
-
-
-def test_solves_are_written_with_the_run(store, bench):
-    with Recorder(store, bench.EXACT) as recorder:
-        recorder.begin(RunRow("m"), [SampleRow(0, "a cat")], bench.texts_of("a cat"), bench.LAYERS[:1])
-        recorder.solves([SolveRow(0, 3, 1, 2, 0.9, 0.25, 0.125, 0.0625, 0.0, 0.5, 17)])
-    row = store.sql("SELECT run_id, sample, call, layer, head, loss_kept, kept FROM solves").to_numpy().tolist()
-    assert row == [[1, 0, 3, 1, 2, 0.25, 17]]
