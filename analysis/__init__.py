@@ -2,10 +2,12 @@
 
 demo(out)                              one prompt, plain and regulated, as a page
 compare(prompts, seeds, methods, out)  does a method help? resumable, with intervals
-search(prompts, seeds, out)            the same after a search over regulation's variants
+ablate(prompts, seeds, factors, out)   one hyper-parameter changed at a time
+search(prompts, seeds, out)            Optuna looks for better hyper-parameters
 """
 
-from analysis.compare import compare, search
+from analysis.compare import compare
 from analysis.demo import demo
+from analysis.search import ablate, search
 
-__all__ = ["compare", "demo", "search"]
+__all__ = ["ablate", "compare", "demo", "search"]

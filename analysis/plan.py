@@ -1,4 +1,4 @@
-"""What an experiment is to do: prompts, seeds and methods; and the fixed grid of a search.
+"""What an experiment is to do: prompts, seeds and methods.
 
 Conventions: a plan's first method is stock diffusers, named "plain"; every other one is compared with it on
 the same prompts and seeds.
@@ -6,24 +6,15 @@ the same prompts and seeds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
-from regulate import AttentionRegulation, Method
+from regulate import Method
 from tracer.prompts import Prompt, attend_and_excite_templates
 from tracer.scenes import is_seen
 
 PLAIN = "plain"
 SPLIT_SEED = 2403_06381
-LAYERS = {  # of the emoji world's UNet; "last-down-first-up" are its 8x8 maps
-    "8x8 layers": "last-down-first-up",
-    "16x16 layers": ("down_blocks.0.*", "up_blocks.1.*"),
-    "all layers": "*",
-}
-STEP_SIZES = (25.0, 100.0)
-UNTIL = (0.25, 0.5)
-DECAYS = (0.9, 0.99)
 
 
 @dataclass(frozen=True)
@@ -83,13 +74,3 @@ def halves(prompts: Sequence[Prompt]) -> tuple[tuple[Prompt, ...], tuple[Prompt,
         tuple(prompt for prompt in prompts if prompt.id in tune),
         tuple(prompt for prompt in prompts if prompt.id not in tune),
     )
-
-
-def search_grid() -> dict[str, AttentionRegulation]:
-    """Return a search's 24 variants: layers x step size x edited steps x decay; all else as published."""
-    return {
-        f"{layers}, step {step:g}, until {until:g}, decay {decay:g}": AttentionRegulation(
-            layers=LAYERS[layers], step_size=step, until=until, decay=decay
-        )
-        for layers, step, until, decay in product(LAYERS, STEP_SIZES, UNTIL, DECAYS)
-    }

@@ -147,8 +147,13 @@ class _PromptGuard:
 
     @torch.no_grad()
     def _announced(self, device: torch.device) -> Tensor:
-        if self.expected is None:
-            skip = getattr(self.pipe, "clip_skip", None)
-            embeddings: Tensor = self.pipe.encode_prompt(self.prompts, device, self.images, False, clip_skip=skip)[0]
+        if self.expected is None:  # by name: SDXL's has a second prompt in between
+            embeddings: Tensor = self.pipe.encode_prompt(
+                prompt=self.prompts,
+                device=device,
+                num_images_per_prompt=self.images,
+                do_classifier_free_guidance=False,
+                clip_skip=getattr(self.pipe, "clip_skip", None),
+            )[0]
             self.expected = embeddings
         return self.expected

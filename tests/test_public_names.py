@@ -8,7 +8,7 @@ PUBLIC = {
         "load_prompts", "recording",
     },
     "regulate": {"FIXED", "METHODS", "PAPER", "AttentionRegulation", "Method", "Request", "applied", "generate"},
-    "analysis": {"compare", "demo", "search"},
+    "analysis": {"ablate", "compare", "demo", "search"},
     "metrics": {
         "Detection", "DetectionProtocol", "detect", "detection_rate", "found", "load_detector", "known_protocols",
         "read_folder", "score", "score_set",

@@ -7,18 +7,15 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
-from importlib import import_module
 from io import StringIO
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from rich.console import Console
 
 from analysis import compare as compare_methods
-from analysis import search, workbench
-from analysis.compare import _best
-from analysis.plan import Plan, animal_pairs, halves, search_grid
+from analysis import workbench
+from analysis.plan import Plan, animal_pairs
 from analysis.shards import read_shards
 from analysis.workbench import Workbench, fingerprint
 from regulate import AttentionRegulation, Request, generate
@@ -159,42 +156,6 @@ def test_a_target_that_is_not_in_its_prompt_is_an_error_and_nothing_is_written(r
     wrong = replace(PAIRS[0], targets=("cat", "lion"))
     with pytest.raises(ValueError, match="'lion' is not in the prompt"):
         run(tmp_path / "out", pairs=[wrong])
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_best_method_has_the_highest_rate_over_all_pairs_and_is_never_plain():
-    rates = [("plain", "all", 0.9), ("a", "all", 0.3), ("b", "all", 0.5), ("c", "all", 0.5), ("a", "unseen", 1.0)]
-    table = pd.DataFrame(rates, columns=["method", "pairs", "rate"])
-    assert _best(table, 2) == ["b", "c"]
-    assert _best(table, 1) == ["b"]
-
-
-def test_a_search_tunes_on_one_half_and_tests_the_best_beside_the_published_on_the_other(
-    tmp_path, tiny_model, tiny_protocol, quiet, made, monkeypatch
-):
-    small = {name: replace(method, iterations=2) for name, method in list(search_grid().items())[::5]}
-    monkeypatch.setattr(import_module("analysis.compare"), "search_grid", lambda: small)
-    pairs = animal_pairs()[:6]
-    tune, test = halves(pairs)
-    found = search(pairs, range(4), tmp_path, model=tiny_model, protocol=tiny_protocol, steps=2, console=quiet)
-    assert found.chosen in small
-    assert set(found.tested["method"]) == {"plain", "published", found.chosen}
-    assert set(found.tuned["method"]) <= {"plain", *small}
-    assert len(set(found.tuned["method"])) == 1 + 4
-    rows = read_shards(tmp_path / "rows")
-    by_method = rows[rows["prompt"].isin([p.text for p in tune])].groupby("method")["seed"].nunique()
-    assert by_method["plain"] == 4
-    assert sorted(by_method[list(small)]) == [1, 4, 4, 4, 4]  # the first quarter of the seeds, then the finalists
-    tested = rows[rows["prompt"].isin([p.text for p in test])]
-    assert set(tested["method"]) == {"plain", "published", found.chosen}
-    tuned = found.tuned[found.tuned["pairs"] == "all"].set_index("method")["rate"].drop("plain")
-    assert tuned[found.chosen] == tuned.max()
-    assert {"tune.csv", "test.csv"} <= {path.name for path in tmp_path.iterdir()}
-
-
-def test_one_prompt_cannot_be_halved(tmp_path, tiny_model, tiny_protocol, quiet):
-    with pytest.raises(ValueError, match="enough for two halves, got 1"):
-        search(PAIRS[:1], range(2), tmp_path / "out", model=tiny_model, protocol=tiny_protocol, console=quiet)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,12 +1,10 @@
-"""Plans, the halves of a search, and its grid."""
+"""Plans, and the halves of a search."""
 
 import pytest
 
-from analysis.plan import Plan, animal_pairs, halves, search_grid
+from analysis.plan import Plan, animal_pairs, halves
 from regulate import AttentionRegulation, Method
-from regulate.attention_regulation import chosen_sites
 from tracer.scenes import ANIMALS, is_seen
-from tracer.sites import attention_sites
 
 
 def test_the_pairs_are_all_66_of_the_twelve_animals():
@@ -31,27 +29,6 @@ def test_the_halves_are_always_the_same_whatever_the_order():
     assert {prompt.id for prompt in tune} == {prompt.id for prompt in again}
     assert [prompt.id for prompt in again] != [prompt.id for prompt in tune]
     assert [prompt.id for prompt in tune][:3] == sorted(prompt.id for prompt in tune)[:3]
-
-
-def test_the_grid_holds_every_combination_once_and_the_published_constants_among_them():
-    grid = search_grid()
-    assert len(grid) == len(set(grid.values())) == 24
-    assert AttentionRegulation() in grid.values()
-    for field in ("layers", "step_size", "until", "decay"):
-        assert len({getattr(method, field) for method in grid.values()}) > 1
-    fixed = {(m.quantile, m.level, m.proportion, m.iterations, m.memory) for m in grid.values()}
-    assert fixed == {(0.9, 0.9, 80.0, 20, 0.25)}
-
-
-def test_the_grids_layers_are_the_sites_of_each_map_size(tiny_pipe):
-    sites = attention_sites(tiny_pipe.unet)
-    blocks = {
-        name.split(",")[0]: {s.split(".attentions")[0] for s in chosen_sites(sites, m.layers)}
-        for name, m in search_grid().items()
-    }
-    assert blocks["8x8 layers"] == {"down_blocks.1", "up_blocks.0"}
-    assert blocks["16x16 layers"] == {"down_blocks.0", "up_blocks.1"}
-    assert blocks["all layers"] == blocks["8x8 layers"] | blocks["16x16 layers"] | {"mid_block"}
 
 
 def test_stock_diffusers_comes_first_in_every_plan():

@@ -1,0 +1,247 @@
+"""Which constants of a method work best on some prompts: ablations, and a search.
+
+    ablate(prompts, range(8), {"step_size": (25.0, 100.0), "until": (0.25, 0.5)}, "runs/ablation")
+    search(prompts, range(8), "runs/search", trials=40)
+    search_and_test(animal_pairs(), range(8), "runs/search")        # chosen on one half, tested on the other
+
+Both are comparisons like any other (`analysis.compare`): the same rows in the same folder, so that they resume and
+share what they have in common. What a search chose is to be tested on other prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+from rich.console import Console
+
+from analysis.compare import compare
+from analysis.comparison import as_table, found_matrix, summary
+from analysis.plan import PLAIN, Plan, halves
+from analysis.workbench import Workbench
+from metrics.protocols import DetectionProtocol
+from regulate import AttentionRegulation
+from tracer.prompts import Prompt
+
+if TYPE_CHECKING:
+    from optuna import Study, Trial
+
+SEED = 2403_06381
+STARTUP, FINALISTS = 8, 3  # random trials before the sampler learns; trials that get all the seeds
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values from `low` to `high`, evenly, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+Space = Mapping[str, Range | Mapping[str, object]]  # a field of the method: its range, or its values by name
+
+# Weights and step over two decades around the released ones. Layers are the emoji world's: of its two resolutions the
+# 8x8 one is "last-down-first-up".
+SPACE: Space = {
+    "layers": {
+        "8x8": "last-down-first-up",
+        "16x16": ("down_blocks.0.*", "up_blocks.1.*"),
+        "all": "*",
+    },
+    "step_size": Range(3.0, 200.0, log=True),
+    "level": Range(0.3, 0.95),
+    "share": Range(0.05, 0.4),
+    "proportion": Range(4.0, 400.0, log=True),
+    "theta_weight": Range(0.005, 1.0, log=True),
+    "until": Range(0.1, 0.6),
+    "decay": Range(0.8, 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search found.
+
+    Attributes:
+        method: the best finalist.
+        name: its trial.
+        trials: a row per trial: its parameters, and its difference to plain on the first seeds.
+        finalists: the best trials with all the seeds, as `analysis.comparison.summary` has them.
+    """
+
+    method: AttentionRegulation
+    name: str
+    trials: pd.DataFrame
+    finalists: pd.DataFrame
+
+
+def ablate(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    factors: Mapping[str, Sequence[object]],
+    out: str | Path,
+    *,
+    base: AttentionRegulation | None = None,
+    model: str = "emoji",
+    protocol: DetectionProtocol | None = None,
+    steps: int = 25,
+    console: Console | None = None,
+) -> pd.DataFrame:
+    """Return how often each variant shows all targets, one hyper-parameter changed at a time.
+
+    Args:
+        prompts: with their targets.
+        seeds: of each prompt.
+        factors: values of the method's fields; the base's own value is not run twice.
+        out: folder of the rows and of ``ablation.csv``.
+        base: what is varied; the published set.
+        model: as in `analysis.compare.compare`.
+        protocol: likewise.
+        steps: of the scheduler.
+        console: where progress and the table go.
+
+    Raises:
+        ValueError: a factor is no hyper-parameter, or a value is not allowed; nothing is written then.
+    """
+    base = base or AttentionRegulation()
+    _check(factors)
+    methods = {"base": base} | {
+        f"{name} = {_label(value)}": replace(base, **{name: value})
+        for name, values in factors.items()
+        for value in values
+        if value != getattr(base, name)
+    }
+    bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
+    lines = summary(bench.rows_of(Plan(tuple(prompts), tuple(seeds), methods, steps)))
+    bench.write("ablation.csv", lines)
+    console.print(as_table(lines, f"ablation, {len(prompts)} prompts x {len(seeds)} seeds"))
+    return lines
+
+
+def search(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    out: str | Path,
+    *,
+    space: Space = SPACE,
+    trials: int = 24,
+    base: AttentionRegulation | None = None,
+    model: str = "emoji",
+    protocol: DetectionProtocol | None = None,
+    steps: int = 25,
+    console: Console | None = None,
+) -> Searched:
+    """Search hyper-parameters with Optuna's TPE sampler for the best detection rate over plain, paired by image.
+
+    A trial gets half of the seeds, the three best all of them. The sampler's seed is fixed: a search that was stopped
+    runs through its finished trials from the rows that are there, and goes on.
+
+    Args:
+        prompts: to choose on, and on no others.
+        seeds: of each prompt, at least two.
+        out: folder of the rows, of ``trials.csv`` and of ``finalists.csv``.
+        space: what is searched, by field of the method.
+        trials: how many.
+        base: gives what is not searched; the published set.
+        model: as in `analysis.compare.compare`.
+        protocol: likewise.
+        steps: of the scheduler.
+        console: where progress and the table go.
+
+    Raises:
+        ImportError: Optuna is not installed.
+        ValueError: the space names no hyper-parameter, or there are too few seeds or trials.
+    """
+    if len(seeds) < 2 or trials < 1:
+        raise ValueError(f"a search needs at least two seeds and one trial, got {len(seeds)} and {trials}")
+    _check(space)
+    study, base = _study(), base or AttentionRegulation()
+    bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
+    first = tuple(seeds)[: len(seeds) // 2]
+    methods: dict[str, AttentionRegulation] = {}
+    lines = []
+    for number in range(trials):
+        trial, name = study.ask(), f"trial {number}"
+        methods[name] = replace(base, **_suggested(trial, space))
+        rows = bench.rows_of(Plan(tuple(prompts), first, {name: methods[name]}, steps))
+        texts = [prompt.text for prompt in prompts]
+        gain = found_matrix(rows, name, texts, first).mean() - found_matrix(rows, PLAIN, texts, first).mean()
+        study.tell(trial, float(gain))
+        lines.append({"trial": name, "difference": float(gain)} | trial.params)
+        bench.write("trials.csv", pd.DataFrame(lines))
+    table = pd.DataFrame(lines)
+    best = table.sort_values("difference", ascending=False, kind="stable")["trial"][:FINALISTS]
+    finalists = summary(bench.rows_of(Plan(tuple(prompts), tuple(seeds), {n: methods[n] for n in best}, steps)))
+    bench.write("finalists.csv", finalists)
+    console.print(as_table(finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"))
+    every = finalists[(finalists["pairs"] == "all") & (finalists["method"] != PLAIN)]
+    name = str(every.sort_values("difference", ascending=False, kind="stable")["method"].iloc[0])
+    return Searched(methods[name], name, table, finalists)
+
+
+def search_and_test(
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    out: str | Path,
+    *,
+    trials: int = 24,
+    model: str = "emoji",
+    protocol: DetectionProtocol | None = None,
+    steps: int = 25,
+    console: Console | None = None,
+) -> tuple[Searched, pd.DataFrame]:
+    """Search on half of the prompts, and compare what was found with the published set on the other half.
+
+    Args:
+        prompts: both halves together, see `analysis.plan.halves`.
+        seeds: as in `search`.
+        out: as in `search`; the comparison is ``summary.csv``.
+        trials: as in `search`.
+        model: as in `search`.
+        protocol: as in `search`.
+        steps: as in `search`.
+        console: as in `search`.
+
+    Raises:
+        ImportError: as in `search`. ValueError: as in `search`, or too few prompts to halve.
+    """
+    tune, test = halves(prompts)
+    if not tune or not test:
+        raise ValueError(f"prompts must be enough for two halves, got {len(prompts)}")
+    found = search(tune, seeds, out, trials=trials, model=model, protocol=protocol, steps=steps, console=console)
+    methods = {"published": AttentionRegulation(), "searched": found.method}
+    tested = compare(test, seeds, methods, out, model=model, protocol=protocol, steps=steps, console=console)
+    return found, tested
+
+
+def _check(names: Mapping[str, object]) -> None:
+    known = [field.name for field in fields(AttentionRegulation)]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{', '.join(unknown)} is no hyper-parameter; those are {', '.join(known)}")
+
+
+def _study() -> "Study":
+    try:
+        import optuna
+    except ImportError as error:
+        raise ImportError("a search needs Optuna: pip install 'attnreg[search]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=SEED, n_startup_trials=STARTUP)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def _suggested(trial: "Trial", space: Space) -> dict[str, object]:
+    """Return a trial's value of each field."""
+    values: dict[str, object] = {}
+    for name, choice in space.items():
+        if isinstance(choice, Range):
+            values[name] = trial.suggest_float(name, choice.low, choice.high, log=choice.log)
+        else:
+            values[name] = choice[trial.suggest_categorical(name, list(choice))]
+    return values
+
+
+def _label(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
