@@ -9,13 +9,14 @@ import typer
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
+from analysis.cli_doctor import health
 from analysis.cli_scores import scores
 from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
-from analysis.compare import search as search_variants
 from analysis.demo import demo as make_demo
 from analysis.plain_errors import plainly
 from analysis.plan import animal_pairs, halves
+from analysis.search import search_and_test as search_variants
 from regulate import AttentionRegulation
 
 app = typer.Typer(
@@ -25,9 +26,10 @@ app = typer.Typer(
 )
 app.add_typer(traces)
 app.add_typer(scores)
+app.add_typer(health)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
-Model = Annotated[str, typer.Option(help="'emoji', a folder in diffusers' layout, or a hub id.")]
+Model = Annotated[str, typer.Option(help="A short name (emoji, sd15, ...), a folder, or a hub id[@revision].")]
 
 
 class Pairs(StrEnum):
@@ -80,7 +82,7 @@ def compare(
     seeds: Seeds = 16,
     pairs: Annotated[Pairs, typer.Option(help="All 66 animal pairs, or one half of them.")] = Pairs.ALL,
     search: Annotated[
-        bool, typer.Option("--search", help="Search variants on the tune half, test the best on the other.")
+        bool, typer.Option("--search", help="Search hyper-parameters on the tune half, test on the other.")
     ] = False,
     model: Model = "emoji",
 ) -> None:
