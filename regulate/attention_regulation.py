@@ -122,4 +122,4 @@ PAPER = AttentionRegulation(
     average_of="maps",
     ends_kept=False,
 )
-FIXED = AttentionRegulation(pieces="shared", average="running", ends_kept=False)
+FIXED = AttentionRegulation(pieces="shared", average="running", ends_kept=False, small_steps=True)

@@ -30,6 +30,8 @@ class Objective:
         deviation: beta of eq. 8, weight of ``||A' - A||_2`` over all pixels and tokens of a head.
         iterations: evaluations of the loss; the best iterate is kept.
         step_size: of gradient descent, on the loss of one head (eq. 13).
+        small_steps: on maps of fewer than 256 pixels the step is scaled by (pixels / 256)^2. A kernel is a larger share of
+            a smaller map, so the proportion term curves by so much more; the released step only leaps about there.
     """
 
     quantile: float = 0.9
@@ -41,6 +43,7 @@ class Objective:
     deviation: float = 0.0
     iterations: int = 20
     step_size: float = 100.0
+    small_steps: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:
@@ -175,11 +178,12 @@ def solve(problem: Problem, theta: Float[Tensor, "target row kernel"], objective
 
     The start is one of them: what is kept is never worse. Of equal ones the first is kept.
     """
+    step = objective.step_size * (min(1.0, problem.kernels.shape[1] / 256) ** 2 if objective.small_steps else 1.0)
     states: list[State] = []
     for _ in range(objective.iterations):
         state, slope = gradient(problem, theta, objective)
         states.append(state)
-        theta = torch.sub(theta, slope, alpha=objective.step_size)  # the last one is not evaluated
+        theta = torch.sub(theta, slope, alpha=step)  # the last one is not evaluated
     path = State(*(torch.stack(parts) for parts in zip(*states, strict=True)))
     every = terms(problem, path, objective)
     losses = every.loss.unflatten(1, (images, -1)).mean(2).nan_to_num(torch.inf)
