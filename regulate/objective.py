@@ -30,8 +30,8 @@ class Objective:
         deviation: beta of eq. 8, weight of ``||A' - A||_2`` over all pixels and tokens of a head.
         iterations: evaluations of the loss; the best iterate is kept.
         step_size: of gradient descent, on the loss of one head (eq. 13).
-        small_steps: on maps of fewer than 256 pixels the step is scaled by (pixels / 256)^2. A kernel is a larger share of
-            a smaller map, so the proportion term curves by so much more; the released step only leaps about there.
+        small_steps: on maps of fewer than 256 pixels the step is scaled by (pixels / 256)^2. A kernel covers a larger
+            share of a smaller map, so that the proportion term curves more; the released step only leaps about there.
     """
 
     quantile: float = 0.9
