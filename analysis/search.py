@@ -244,4 +244,4 @@ def _suggested(trial: "Trial", space: Space) -> dict[str, object]:
 
 
 def _label(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return str(value)

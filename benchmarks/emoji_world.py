@@ -10,6 +10,7 @@ prompts on which the chosen constants gained most, in the middle, and lost most;
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,13 @@ def choose(out: Path) -> None:
 def make(out: Path, names: list[str], prompts: tuple[Prompt, ...]) -> None:
     """Generate what is not there yet; a prompt's seeds are one batch, made whole or again."""
     pipe = load_pipeline()
+    for name in names:
+        facts = out / name / "parameters.json"
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        wanted = json.dumps(METHODS[name].parameters(), indent=1)
+        if facts.is_file() and facts.read_text() != wanted:
+            raise ValueError(f"{facts.parent} holds images of other constants; give another --out")
+        facts.write_text(wanted)
     for name, prompt in track([(name, prompt) for name in names for prompt in prompts], "prompts"):
         folder = out / name / prompt.text
         if not all((folder / f"{seed}.png").is_file() for seed in SEEDS):
@@ -158,6 +166,8 @@ def main() -> None:
     if options.part == "choose":
         choose(options.out)
         return
+    if "plain" not in options.methods:
+        parser.error("--methods must have plain among them, which the others are compared with")
     make(options.out, options.methods, prompts)
     if not options.only_make:
         values = values_of(options.out, options.methods)
@@ -165,7 +175,7 @@ def main() -> None:
         table.to_csv(options.out / "results.csv", index=False)
         pd.set_option("display.width", 200, "display.max_columns", 30)
         print(table.drop(columns=["protocol", "interval"]).round(4).to_string())
-        cases(options.out, values, "chosen")
+        cases(options.out, values, "chosen" if "chosen" in options.methods else options.methods[-1])
 
 
 if __name__ == "__main__":

@@ -82,13 +82,21 @@ class AttentionRegulation(Objective, Method):
         for name in ("until", "memory", "decay", "watch"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.when == "dominant" and not self.watch < self.until:
+            raise ValueError(f"watch must be less than until, {self.until}, or nothing is edited, got {self.watch}")
 
     def check(self, subjects: Sequence[Subject]) -> None:
-        """Raise ValueError if an image has no target, or only one where dominance is to be seen."""
-        least = 2 if self.when == "dominant" else 1
-        if any(len(subject.targets) < least for subject in subjects):
-            why = ", to see which dominates" if least == 2 else ""
-            raise ValueError(f"attention regulation needs at least {least} target for every prompt{why}")
+        """Raise ValueError if an image has no target, or, where words count, only one or two that share a token."""
+        if not all(subject.targets for subject in subjects):
+            raise ValueError("attention regulation needs at least one target for every prompt")
+        if self.when == "dominant" and any(len(subject.targets) < 2 for subject in subjects):
+            raise ValueError("to see which target dominates takes at least two for every prompt")
+        if self.when == "dominant" or self.pieces == "shared":
+            for subject in subjects:
+                flat = [position for target in subject.targets for position in target.positions]
+                if len(set(flat)) != len(flat):
+                    names = ", ".join(repr(target.text) for target in subject.targets)
+                    raise ValueError(f"targets must share no token, to be taken as wholes, got {names}")
 
     def attention_edit(
         self, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], passes: Passes

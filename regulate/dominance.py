@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-QUANTILE = 0.9  # of tracer.statistics.dominance
+from tracer.statistics import DOMINANCE_QUANTILE
 
 
 def log_ratio(probs: Float[Tensor, "target row pixel"], real: Bool[Tensor, "batch target"]) -> Float[Tensor, " batch"]:
@@ -22,7 +22,7 @@ def log_ratio(probs: Float[Tensor, "target row pixel"], real: Bool[Tensor, "batc
         probs: attention of each target, its pieces summed.
         real: which targets each image has.
     """
-    rank = QUANTILE * (probs.shape[2] - 1)
+    rank = DOMINANCE_QUANTILE * (probs.shape[2] - 1)
     top = probs.topk(probs.shape[2] - int(rank), dim=2).values
     of_head = torch.lerp(top[..., -1], top[..., -2], rank - int(rank))
     share = of_head.unflatten(1, (len(real), -1)).mean(2).T.log()

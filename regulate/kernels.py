@@ -30,7 +30,7 @@ def gaussian_kernels(height: int, width: int, grid: str = "inner") -> Float[Tens
     sigma = max(1, min(height, width) // 16)
     down, across = (_along(size, sigma, grid) for size in (height, width))
     if not down.numel() or not across.numel():
-        raise ValueError(f"maps must be at least 3x3 to hold a kernel, got {height}x{width}")
+        raise ValueError(f"maps must be large enough to hold a kernel, 3x3, got {height}x{width}")
     return torch.einsum("pi,qj->pqij", down, across).reshape(len(down) * len(across), height * width)
 
 

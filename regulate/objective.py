@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regulate.softmax import Reduced
+from regulate.softmax import Members, Reduced, reduced
 
 
 @dataclass(frozen=True)
@@ -194,13 +194,28 @@ def solve(problem: Problem, theta: Float[Tensor, "target row kernel"], objective
     return Solution(chosen, kept, Terms(*(part.gather(0, ends) for part in every)))
 
 
-def distance(problem: Problem, bias: Float[Tensor, "target row pixel"]) -> Float[Tensor, " row"]:
-    """Return ``||A' - A||_2`` of every row, over all pixels and tokens; the reduced scores need their spread."""
-    spread = problem.reduced.spread
-    if spread is None:
+def optimum(
+    scores: Float[Tensor, "batch head token pixel"],
+    members: Members,
+    kernels: Float[Tensor, "kernel pixel"],
+    weights: Float[Tensor, "target row 1"],
+    start: Float[Tensor, "target row kernel"],
+    objective: Objective,
+) -> Solution:
+    """Return what `solve` finds for one layer's scores; as one function, so that it compiles as one graph."""
+    parts = reduced(scores, members, spread=bool(objective.deviation))
+    return solve(problem_of(parts, kernels, weights, objective), start, objective, len(scores))
+
+
+def distance(parts: Reduced, bias: Float[Tensor, "target row pixel"]) -> Float[Tensor, " row"]:
+    """Return ``||A' - A||_2`` of every row, over all pixels and tokens.
+
+    Raises:
+        ValueError: the scores were reduced without their spread.
+    """
+    if parts.spread is None:
         raise ValueError("the distance needs the scores reduced with their spread")
-    change = problem.reduced.probs(bias) - problem.reduced.probs()
-    return (spread * change.square()).sum((0, 2)).sqrt()
+    return (parts.spread * (parts.probs(bias) - parts.probs()).square()).sum((0, 2)).sqrt()
 
 
 def _alpha(objective: Objective, pixels: int) -> float:

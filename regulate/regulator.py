@@ -9,16 +9,17 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from regulate.dominance import Watch, log_ratio
 from regulate.kernels import gaussian_kernels
 from regulate.method import Subject
-from regulate.objective import Problem, Solution, bias_of, distance, problem_of, solve
+from regulate.objective import Solution, bias_of, distance, optimum
 from regulate.softmax import Members, biased, members_of, reduced
 from tracer.passes import Passes
 from tracer.tap import Edited, Tap
@@ -32,7 +33,7 @@ class _Layer:
     """What one site needs on its device, and what it remembers."""
 
     members: Members
-    words: Members  # whole words, also where each of their pieces is a target
+    words: Members | None  # whole words, to see which of them dominates
     weights: Float[Tensor, "target row 1"]
     kernels: Float[Tensor, "kernel pixel"]
     ends: Bool[Tensor, "batch 1 token 1"]
@@ -54,31 +55,37 @@ class Regulator:
         self.method, self.subjects, self.passes, self.sites = method, subjects, passes, dict(sites)
         self.layers: dict[str, _Layer] = {}
         self.watch = Watch(method.ratio)
-        self._solve = compiled_solve() if method.compiled else solve
+        self._optimum = compiled_optimum() if method.compiled else optimum
 
     @property
     def watched(self) -> int:
         """How many steps are watched before the first that is edited."""
-        return max(1, math.ceil(self.method.watch * self.passes.steps)) if self.method.when == "dominant" else 0
+        return max(1, _first(self.method.watch, self.passes.steps)) if self.method.when == "dominant" else 0
+
+    @property
+    def end(self) -> int:
+        """The first step that is no longer edited."""
+        return _first(self.method.until, self.passes.steps)
 
     def __call__(self, tap: Tap) -> Edited | None:
         """Return the regulated probabilities of the conditional rows, or None where nothing is edited."""
         step, method = self.passes.step, self.method
-        if self.passes.kind != "sample" or step >= method.until * self.passes.steps:
+        if self.passes.kind != "sample" or step >= self.end:
             return None
+        if self.watched >= self.end:
+            raise ValueError(
+                f"of {self.passes.steps} steps {self.watched} are watched and {self.end} edited: none is left"
+            )
         scores = tap.scores(self.passes.rows).transpose(-1, -2)
         layer = self._layer(tap, scores)
-        if step < self.watched:
+        if step < self.watched and layer.words is not None:
             words = reduced(scores, layer.words).probs()[:-1]
             self.watch.see(log_ratio(words, layer.words.real[..., 0]))
             return None
-        problem = problem_of(
-            reduced(scores, layer.members, bool(method.deviation)), layer.kernels, layer.weights, method
-        )
-        solution = self._solve(problem, layer.starts[step], method, len(self.subjects))
+        solution = self._optimum(scores, layer.members, layer.kernels, layer.weights, layer.starts[step], method)
         maps = self._remembered(tap, layer, scores, bias_of(solution.theta, layer.kernels))
         maps = self._kept(tap, layer, maps)
-        found = _Found(scores, layer, problem, solution, len(self.subjects))
+        found = _Found(self.method, scores, layer, solution)
         return Edited(self.passes.rows, maps.transpose(-1, -2), found)
 
     def _remembered(
@@ -123,9 +130,12 @@ class Regulator:
         if images != len(self.subjects):
             raise ValueError(f"the batch holds {images} prompted images, the method was given {len(self.subjects)}")
         words = [[list(target.positions) for target in subject.targets] for subject in self.subjects]
-        separate = [[[position] for position in sorted({p for word in one for p in word})] for one in words]
-        of_words = members_of(words, tokens, scores.device)
-        members = members_of(separate, tokens, scores.device) if self.method.pieces == "separate" else of_words
+        if self.method.pieces == "separate":
+            pieces = [[[position] for position in sorted({p for word in one for p in word})] for one in words]
+            members = members_of(pieces, tokens, scores.device)
+        else:
+            members = members_of(words, tokens, scores.device)
+        of_words = members_of(words, tokens, scores.device) if self.method.when == "dominant" else None
         kernels = gaussian_kernels(tap.height, tap.width, self.method.grid)
         ends = torch.zeros(images, 1, tokens, 1, dtype=torch.bool)
         for image, subject in enumerate(self.subjects):
@@ -138,7 +148,7 @@ class Regulator:
         self, site: str, targets: list[int], heads: int, kernels: int
     ) -> Float[Tensor, "step target row kernel"]:
         """Return where each edited step's descent starts; an image's draw does not depend on its batch."""
-        steps = math.ceil(self.method.until * self.passes.steps)
+        steps = self.end
         starts = torch.zeros(steps, max(targets), len(targets), heads, kernels)
         if self.method.start == "uniform":
             for image, (subject, own) in enumerate(zip(self.subjects, targets, strict=True)):
@@ -149,39 +159,45 @@ class Regulator:
         return starts.flatten(2, 3)
 
 
+def _first(share: float, steps: int) -> int:
+    """Return how many of the steps a share of them is, rounded up: 7 of 25 for 0.28, whose product is above 7."""
+    return math.ceil(round(share * steps, 9))
+
+
 @dataclass(frozen=True)
 class _Found:
     """What an optimisation did, for whoever asks: numbers of each image and head, still on the device."""
 
+    method: "AttentionRegulation"
     scores: Tensor
     layer: _Layer
-    problem: Problem
     solution: Solution
-    images: int
 
     def __call__(self) -> dict[str, Float[Tensor, "image head"]]:
         """Return the columns of `tracer.solves`; the distance is that of the optimum itself."""
-        whole = Problem(
-            reduced(self.scores, self.layer.members, spread=True),
-            self.problem.kernels,
-            self.problem.weights,
-            self.problem.wanted,
-            self.problem.shares,
-        )
-        terms = self.solution.terms
+        layer, terms, images = self.layer, self.solution.terms, len(self.scores)
+        parts = reduced(self.scores, layer.members, spread=True)
         columns = {
             "loss_start": terms.loss[0],
             "loss_kept": terms.loss[1],
             "coverage": terms.coverage[1],
             "proportion": terms.proportion[1],
             "deviation": terms.size[1] + terms.deviation[1],
-            "distance": distance(whole, bias_of(self.solution.theta, self.problem.kernels)),
+            "distance": distance(parts, bias_of(self.solution.theta, layer.kernels)),
         }
-        found = {name: column.unflatten(0, (self.images, -1)) for name, column in columns.items()}
+        found = {name: column.unflatten(0, (images, -1)) for name, column in columns.items()}
         return found | {"kept": self.solution.kept[:, None].expand_as(found["distance"])}
 
 
 @cache
-def compiled_solve() -> Callable[[Problem, Tensor, "AttentionRegulation", int], Solution]:
-    """Return the solver compiled, once per process."""
-    return torch.compile(solve, fullgraph=True, dynamic=False)
+def compiled_optimum() -> Callable[..., Solution]:
+    """Return `objective.optimum` compiled, once per process; for shapes and constants beyond torch's limit, eager."""
+    compiled = torch.compile(optimum, fullgraph=True, dynamic=False)
+
+    def either(*given: Any) -> Solution:
+        try:
+            return compiled(*given)
+        except FailOnRecompileLimitHit:
+            return optimum(*given)
+
+    return either

@@ -92,15 +92,18 @@ def reduced(scores: Float[Tensor, "batch head token pixel"], members: Members, s
     """Return the scores of one layer, reduced; with their spread if that is asked for."""
     targets = scores.gather(2, _index(members, scores)).unflatten(2, members.positions.shape[1:])
     targets = targets.masked_fill(~members.real[:, None, :, :, None], -torch.inf)
+    each = targets.logsumexp(3) if targets.shape[3] > 1 else targets[:, :, :, 0]
     others = scores.masked_fill(members.tokens[:, None, :, None], -torch.inf)
-    each, rest = targets.logsumexp(3), others.logsumexp(2)
-    odds = _rows_first(each - rest[:, :, None])
+    top = others.amax(2, keepdim=True)  # of the others alone: their sum is at least one, however far a target leads
+    exps = others.sub_(top).exp_()
+    rest = exps.sum(2, keepdim=True)
+    odds = _rows_first(each - top - rest.log())
     if not spread:
         return Reduced(odds)
     # where a target is not there, its attention stays 0, and so does what its spread is multiplied with
-    of_targets = (2 * targets).logsumexp(3) - 2 * each.masked_fill(each.isneginf(), 0)
-    of_rest = (2 * others).logsumexp(2) - 2 * rest
-    return Reduced(odds, _rows_first(torch.cat([of_targets, of_rest[:, :, None]], 2).exp()))
+    of_targets = ((2 * targets).logsumexp(3) - 2 * each.masked_fill(each.isneginf(), 0)).exp()
+    of_rest = exps.square().sum(2, keepdim=True) / rest.square()
+    return Reduced(odds, _rows_first(torch.cat([of_targets, of_rest], 2)))
 
 
 def biased(

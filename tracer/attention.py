@@ -154,6 +154,15 @@ class _Seam:
 
     def attend(self, site: str, attention: Callable[..., Tensor], args: tuple[Any, ...], kwargs: Any) -> Tensor:
         tap = _tap_of(site, self.calls - 1, self.layout, *args, **kwargs)
+        with torch.autocast(tap.query.device.type, enabled=False):  # or products of float32 would be half precision
+            edited = self._heard(site, tap)
+            rows = None if edited is None else edited.probs @ tap.value[edited.rows].float()
+        if edited is None or rows is None:
+            return attention(*args, **kwargs)
+        return _edited(attention, args, kwargs, edited.rows, rows.to(tap.value.dtype))
+
+    def _heard(self, site: str, tap: Tap) -> Edited | None:
+        """Return what the site's edit makes of a tap, and let those who record see both."""
         listening = [listener for listener in self.listeners if site in listener.sites]
         edit = next((listener.edit for listener in listening if listener.edit is not None), None)
         edited = None if edit is None else edit(tap)
@@ -162,7 +171,7 @@ class _Seam:
             for listener in listening:
                 if listener.record is not None:
                     listener.record(tap, edited)
-        return attention(*args, **kwargs) if edited is None else _edited(attention, args, kwargs, edited, tap.value)
+        return edited
 
 
 class _TextAttention(TorchFunctionMode):
@@ -209,20 +218,20 @@ def _tap_of(
 
 
 def _edited(
-    attention: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], edited: Edited, value: Tensor
+    attention: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], rows: slice, replaced: Tensor
 ) -> Tensor:
     """Return the attention with some rows replaced; only the others are computed by the model's own function."""
-    start, stop, _ = edited.rows.indices(len(value))
-    rows = (edited.probs @ value[start:stop].float()).to(value.dtype)
+    batch = len(args[0] if args else kwargs["query"])
+    start, stop, _ = rows.indices(batch)
     parts = []
-    for other in (slice(0, start), slice(stop, len(value))):
-        if len(range(*other.indices(len(value)))):
-            given = [_part(argument, other, len(value)) for argument in args]
-            parts.append(attention(*given, **{k: _part(v, other, len(value)) for k, v in kwargs.items()}))
-    parts.insert(min(start, 1), rows)
-    return torch.cat(parts) if len(parts) > 1 else rows
+    for other in (slice(0, start), slice(stop, batch)):
+        if len(range(*other.indices(batch))):
+            given = [_part(argument, other, batch) for argument in args]
+            parts.append(attention(*given, **{name: _part(value, other, batch) for name, value in kwargs.items()}))
+    parts.insert(min(start, 1), replaced)
+    return torch.cat(parts) if len(parts) > 1 else replaced
 
 
 def _part(argument: Any, rows: slice, batch: int) -> Any:
     """Return some rows of query, key, value or mask; anything else, and a mask that all rows share, as it is."""
-    return argument[rows] if isinstance(argument, Tensor) and len(argument) == batch else argument
+    return argument[rows] if isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == batch else argument

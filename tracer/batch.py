@@ -126,7 +126,8 @@ class Announced:
     def handed_over(self, pending: Pending, layers: Sequence[LayerRow]) -> Job:
         """Start the copies to the CPU, and return the job that writes the pass."""
         copied: list[torch.cuda.Event] = []
-        devices = {part.statistics.device for part in self.measured if part.statistics.is_cuda}
+        live = [part.statistics for part in self.measured] + [part.columns["kept"] for part in self.solved]
+        devices = {tensor.device for tensor in live if tensor.is_cuda}
         parts, solved = [part.on_cpu() for part in self.measured], [part.on_cpu() for part in self.solved]
         self.measured.clear()
         self.solved.clear()

@@ -44,7 +44,8 @@ class Tap:
     scale: float
     mask: Tensor | None = None
     text: slice | None = None
-    _known: dict[tuple[int, int], Tensor] = field(default_factory=dict, compare=False, repr=False)
+    _known: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict, compare=False, repr=False)
+    _products: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     @property
     def joint(self) -> bool:
@@ -62,7 +63,10 @@ class Tap:
 
     def scores(self, rows: slice = slice(None)) -> Float[Tensor, "rows head pixel token"]:
         """Return the scaled scores of some rows of the batch, float32, before softmax."""
-        return self._scores(rows)[..., self._text, :].transpose(-1, -2)
+        start, stop, _ = rows.indices(len(self.query))
+        if (start, stop) not in self._products:
+            self._products[start, stop] = self._scores(rows)  # an edit that asks for them will ask for the maps too
+        return self._products[start, stop][..., self._text, :].transpose(-1, -2)
 
     def probs(self, rows: slice = slice(None)) -> Float[Tensor, "rows head pixel token"]:
         """Return the probabilities of some rows of the batch, float32."""
@@ -79,8 +83,11 @@ class Tap:
             return torch.cat([select(part) for part in self._joint_maps(rows)], -1)
         start, stop, _ = rows.indices(len(self.query))
         if (start, stop) not in self._known:
-            whole = torch.cat(list(self._joint_maps(rows)), -1) if self.joint else self._scores(rows).softmax(-2)
-            self._known[start, stop] = whole
+            if self.joint:
+                self._known[start, stop] = torch.cat(list(self._joint_maps(rows)), -1)
+            else:
+                products = self._products.get((start, stop))
+                self._known[start, stop] = (self._scores(rows) if products is None else products).softmax(-2)
         known = self._known[start, stop]
         return known if select is None else select(known)
 

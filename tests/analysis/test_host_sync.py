@@ -94,7 +94,7 @@ def test_an_edit_after_the_first_step_neither_waits_nor_copies_on_a_card(tiny_pi
         with FakeTensorMode(), HostSyncs() as syncs:
             layer = as_on_a_card(regulator.layers[taps[0].site])
             regulator.layers[taps[0].site] = layer
-            edited = regulator(replace(as_on_a_card(taps[0]), _known={}))
+            edited = regulator(replace(as_on_a_card(taps[0])))
             solved = edited.solved()
     assert edited.probs.device.type == "cuda"
     assert {column.device.type for column in solved.values()} == {"cuda"}

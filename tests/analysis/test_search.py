@@ -23,9 +23,9 @@ def known(tiny_model, tiny_protocol) -> dict[str, object]:
 def test_an_ablation_changes_one_hyper_parameter_at_a_time(tmp_path, known):
     factors = {"step_size": (100.0, 25.0), "until": (0.5, 1.0)}
     lines = ablate(animal_pairs()[:1], (0, 1), factors, tmp_path, base=FEW, **known)
-    assert lines["method"].unique().tolist() == ["plain", "base", "step_size = 25", "until = 1"]
+    assert lines["method"].unique().tolist() == ["plain", "base", "step_size = 25.0", "until = 1.0"]
     rows = read_shards(tmp_path / "rows").drop_duplicates("method").set_index("method")["parameters"]
-    assert rows["step_size = 25"] == rows["base"].replace('"step_size": 100.0', '"step_size": 25.0') != rows["base"]
+    assert rows["step_size = 25.0"] == rows["base"].replace('"step_size": 100.0', '"step_size": 25.0') != rows["base"]
     assert pd.read_csv(tmp_path / "ablation.csv")["method"].tolist() == lines["method"].tolist()
 
 

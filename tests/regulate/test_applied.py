@@ -110,7 +110,7 @@ def test_another_number_of_images_is_refused(tiny_pipe):
     [
         (PROMPT, ("glases",), "target 'glases' is not in the prompt; words are a, cat, and, a, dog"),
         (" and ".join(["a cat"] * 9), ("cat",), "must fit into 16 tokens"),
-        (PROMPT, (), "needs at least 1 target"),
+        (PROMPT, (), "needs at least one target"),
     ],
 )
 def test_wrong_requests_are_refused_and_nothing_is_written(tiny_pipe, tmp_path, prompt, targets, message):

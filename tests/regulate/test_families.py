@@ -99,7 +99,7 @@ def test_every_edit_of_the_first_step_equals_the_slow_version(pipe):
 
 
 def test_the_fixed_set_takes_a_word_of_two_pieces_as_one_target(pipe):
-    _, seen, run = regulated(pipe, replace(FIXED, iterations=FEW.iterations))
+    _, seen, run = regulated(pipe, replace(FIXED, iterations=FEW.iterations, small_steps=False))
     sites = attention_sites(pipe.unet)
     tap, edited, _ = seen[0]
     size, subject = (tap.height, tap.width), run.subjects[0]
@@ -187,6 +187,16 @@ def test_only_the_rows_that_stay_go_through_the_model_s_own_attention(pipe):
     # of the four rows [unconditional, conditional] of two images, two at the one edited layer of the one edited step
     assert edited.rows - plain.rows == {2: 1}
     assert plain.rows - edited.rows == {4: 1}
+
+
+def test_under_autocast_the_edit_stays_in_single_precision(pipe):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents, seen, _ = regulated(pipe, FEW)
+    assert latents.isfinite().all()
+    tap, edited, _ = seen[0]
+    assert edited.probs.dtype == torch.float32
+    expected = tap.key.float() @ tap.query.float().transpose(-1, -2) * tap.scale  # out of autocast
+    torch.testing.assert_close(tap.scores(edited.rows), expected.transpose(-1, -2)[edited.rows], rtol=1e-6, atol=1e-6)
 
 
 def test_two_edits_of_one_layer_are_refused_and_two_of_different_layers_are_not(pipe):

@@ -25,5 +25,5 @@ def test_kernels_stand_where_the_paper_prints_them(size, grid):
 
 
 def test_a_map_that_holds_no_centre_is_refused():
-    with pytest.raises(ValueError, match="maps must be at least 3x3 to hold a kernel, got 2x8"):
+    with pytest.raises(ValueError, match="maps must be large enough to hold a kernel, 3x3, got 2x8"):
         gaussian_kernels(2, 8)

@@ -219,11 +219,11 @@ def test_the_distance_is_the_norm_over_all_tokens(words):
     scores, theta = random_scores(5, size), target_first(random_theta(5, size, 2))
     problem = problem_for(scores, [words], size)
     bias = bias_of(theta, problem.kernels)
-    for head, found in enumerate(distance(problem, bias)):
+    for head, found in enumerate(distance(problem.reduced, bias)):
         change = variants.probs_of(scores[0, head], bias[:, head], words) - scores[0, head].softmax(-1)
         torch.testing.assert_close(found, torch.linalg.vector_norm(change))
     with pytest.raises(ValueError, match="needs the scores reduced with their spread"):
-        distance(replace(problem, reduced=replace(problem.reduced, spread=None)), bias)
+        distance(replace(problem.reduced, spread=None), bias)
 
 
 @pytest.mark.parametrize(
@@ -264,19 +264,18 @@ from dataclasses import replace
 import torch
 from regulate import PAPER
 from regulate.kernels import gaussian_kernels
-from regulate.objective import Objective, problem_of, solve
-from regulate.softmax import members_of, reduced
+from regulate.objective import Objective, optimum
+from regulate.softmax import members_of
 
 chance = torch.Generator().manual_seed(0)
 members = members_of([[[2], [5]]], 9, torch.device("cpu"))
-parts = reduced(torch.randn(1, 2, 9, 64, generator=chance), members, spread=True)
+scores = torch.randn(1, 2, 9, 64, generator=chance)
 for whole in (Objective(), PAPER):
     objective = replace(whole, iterations=3)
     kernels = gaussian_kernels(8, 8, getattr(whole, "grid", "inner"))
-    problem = problem_of(parts, kernels, members.weights(2), objective)
-    theta = torch.rand(2, 2, len(kernels), generator=chance)
-    compiled = torch.compile(solve, fullgraph=True, dynamic=False)(problem, theta, objective, 1)
-    eager = solve(problem, theta, objective, 1)
+    theta = torch.rand(2, 2, len(kernels), generator=chance) * (whole != PAPER)  # the paper's starts at zero
+    given = scores, members, kernels, members.weights(2), theta, objective
+    compiled, eager = torch.compile(optimum, fullgraph=True, dynamic=False)(*given), optimum(*given)
     torch.testing.assert_close(compiled.theta, eager.theta, rtol=1e-4, atol=1e-4)
     assert torch.equal(compiled.kept, eager.kept)
     print("the same")

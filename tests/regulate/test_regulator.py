@@ -75,14 +75,14 @@ def descended(scores, theta, loss, step_size):
 
 
 def test_two_steps_of_fixed_edits_equal_the_slow_version():
-    """Pieces of a word share one bias, rows add up to one, the average runs and starts at the first optimum."""
+    """Pieces of a word share one bias, rows add up to one, the average runs, steps are (64 / 256)^2 of the released."""
     words, running = [[2, 3], [5]], None
     regulator = regulator_for((subject((2, 3), 5),), method=replace(FIXED, iterations=6))
     for step in (0, 1):
         tap = tap_of(step, 1, heads=1)
         probs = at(regulator, step, tap)
         scores, theta = tap.scores(slice(1, 2))[0, 0].double(), start_of(regulator, step, (3, 3))[0].double()
-        best = descended(scores, theta, lambda s, t: variants.fixed_loss(s, t, words, 8, 8), 100)
+        best = descended(scores, theta, lambda s, t: variants.fixed_loss(s, t, words, 8, 8), 100 / 16)
         optimum = slow.bias_map(best, 8, 8)
         running = optimum if running is None else 0.25 * running + 0.75 * optimum
         expected = variants.probs_of(scores, running * 0.99**step, words)
@@ -127,7 +127,7 @@ def test_an_image_s_edit_does_not_depend_on_its_batch(method):
     together = regulator_for(subjects, method=method)(tap).probs
     for index, one in enumerate(subjects):
         rows = torch.tensor([index, 3 + index])
-        alone = replace(tap, query=tap.query[rows], key=tap.key[rows], value=tap.value[rows], _known={})
+        alone = replace(tap, query=tap.query[rows], key=tap.key[rows], value=tap.value[rows])
         probs = regulator_for((one,), method=method)(alone).probs[0]
         torch.testing.assert_close(probs, together[index], rtol=1e-4, atol=1e-6)
 
@@ -193,7 +193,7 @@ def test_only_images_in_which_one_target_dominates_are_edited():
     key[2, :, 5] = key[2, :, 2]
     query = torch.cat([tap.query[..., :3], torch.full_like(tap.query[..., :1], 3.0)], -1)
     key[3, :, 2, 3], key[3, :, 5, 3] = 2.0, -2.0
-    tap = replace(tap, query=query, key=key, _known={})
+    tap = replace(tap, query=query, key=key)
     regulator.passes.step = 0
     assert regulator(tap) is None  # watched
     regulator.passes.step = 1
@@ -203,12 +203,33 @@ def test_only_images_in_which_one_target_dominates_are_edited():
     assert regulator.watch.dominant().tolist() == [False, True]
 
 
-def test_dominance_needs_two_targets_and_regulation_one():
-    with pytest.raises(ValueError, match="needs at least 2 target for every prompt, to see which dominates"):
-        replace(METHOD, when="dominant").check((subject(2),))
-    with pytest.raises(ValueError, match="needs at least 1 target"):
+def test_targets_that_cannot_be_regulated_are_refused_before_anything_is_hooked():
+    dominant = replace(METHOD, when="dominant")
+    with pytest.raises(ValueError, match="which target dominates takes at least two for every prompt"):
+        dominant.check((subject(2),))
+    with pytest.raises(ValueError, match="needs at least one target"):
         METHOD.check((subject(2), subject()))
-    METHOD.check((subject(2),))
+    overlapping = subject((2, 3), 3)  # "black cat" and "cat"
+    for method in (FIXED, dominant):
+        with pytest.raises(ValueError, match="targets must share no token, to be taken as wholes, got 'word', 'word'"):
+            method.check((overlapping,))
+    METHOD.check((subject(2), overlapping))
+    assert regulator_for((overlapping,))(tap_of(0, 1)) is not None  # each piece is a target, once
+
+
+def test_a_watch_that_leaves_no_step_to_edit_is_refused():
+    with pytest.raises(ValueError, match=r"watch must be less than until, 0\.5, or nothing is edited, got 0\.5"):
+        replace(METHOD, when="dominant", watch=0.5)
+    regulator = regulator_for((subject(2, 5),), steps=2, method=replace(METHOD, when="dominant"))
+    with pytest.raises(ValueError, match="of 2 steps 1 are watched and 1 edited: none is left"):
+        regulator(tap_of(0, 1))
+
+
+def test_a_share_of_the_steps_is_not_one_more_for_the_sake_of_rounding():
+    assert 0.28 * 25 > 7
+    assert regulator_for((subject(2),), steps=25, method=replace(METHOD, until=0.28)).end == 7
+    assert regulator_for((subject(2),), steps=25).end == 13
+    assert regulator_for((subject(2),), steps=50).end == 25
 
 
 @pytest.mark.parametrize(

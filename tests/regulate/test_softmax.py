@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -61,6 +63,17 @@ def test_tokens_that_the_model_masks_stay_without_attention():
     whole = biased(scores, torch.ones(1, 2, 5), members)
     assert torch.equal(whole[:, :, 5], torch.zeros(1, 2, 5))
     assert reduced(scores, members).probs().isfinite().all()
+
+
+@pytest.mark.parametrize("lead", [60.0, 200.0, -200.0])
+def test_a_target_far_ahead_or_behind_leaves_finite_numbers(lead):
+    """Where it takes all attention in float32, the others still have their spread."""
+    scores = torch.zeros(1, 1, 4, 1)
+    scores[0, 0, 2] = lead
+    parts = reduced(scores, members_of([[[2]]], 4, torch.device("cpu")), spread=True)
+    torch.testing.assert_close(parts.odds.flatten(), torch.tensor([lead - math.log(3)]))
+    torch.testing.assert_close(parts.spread[:, 0, 0], torch.tensor([1.0, 1 / 3]))
+    torch.testing.assert_close(parts.probs()[0, 0, 0], torch.tensor(1.0 if lead > 0 else 0.0))
 
 
 @pytest.mark.parametrize("targets", [[[[]]], [[[2], [2]]], [[[9]]], [[[1]], []]])
