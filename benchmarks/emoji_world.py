@@ -129,27 +129,38 @@ def results(values: pd.DataFrame, names: list[str], prompts: tuple[Prompt, ...])
 
 
 def cases(out: Path, values: pd.DataFrame, name: str) -> None:
-    """Draw the prompts of largest gain, in the middle, and of largest loss, with every seed; red frame: not found."""
+    """Draw the prompts of largest gain, in the middle, and of largest loss, every seed; orange frames: not found."""
     found = values[values["metric"] == "detection_rate"].set_index(["method", "prompt", "seed"])["value"]
     gain = (found[name] - found["plain"]).groupby("prompt").mean().sort_values(kind="stable", ascending=False)
     middle = len(gain) // 2 - EACH // 2
     groups = {"gained most": gain.index[:EACH], "the middle": gain.index[middle : middle + EACH]}
     groups["lost most"] = gain.index[-EACH:]
     rows = [(title, prompt) for title, chosen in groups.items() for prompt in chosen]
-    figure, axes = plt.subplots(len(rows), 2 * len(SEEDS), figsize=(13, 0.86 * len(rows) + 0.7))
+    count = len(SEEDS)
+    ratios = [1.0] * count + [0.25] + [1.0] * count  # a gap between the methods
+    figure, axes = plt.subplots(
+        len(rows), len(ratios), figsize=(13, 0.82 * len(rows) + 0.5), gridspec_kw={"width_ratios": ratios}
+    )
     for line, (title, prompt) in zip(axes, rows, strict=True):
-        for place, axis in enumerate(line):
-            method, seed = ("plain", name)[place // len(SEEDS)], SEEDS[place % len(SEEDS)]
+        line[count].set_axis_off()
+        for place, axis in enumerate([*line[:count], *line[count + 1 :]]):
+            method, seed = ("plain", name)[place // count], SEEDS[place % count]
             axis.imshow(Image.open(out / method / prompt / f"{seed}.png"))
             axis.set(xticks=[], yticks=[])
             for spine in axis.spines.values():
-                spine.set(edgecolor="#d55e00" if not found[method, prompt, seed] else "#009e73", linewidth=1.6)
+                spine.set(edgecolor="#009e73" if found[method, prompt, seed] else "#d55e00", linewidth=1.6)
         line[0].set_ylabel(
-            f"{title}\n{prompt}\n{8 * gain[prompt]:+.0f} of 8", rotation=0, ha="right", va="center", fontsize=7
+            f"{title}\n{prompt}\n{count * gain[prompt]:+.0f} of {count}",
+            rotation=0,
+            ha="right",
+            va="center",
+            fontsize=7,
         )
-    for place, label in ((0, "plain"), (len(SEEDS), name)):
-        axes[0, place].set_title(f"{label}, seeds 0 to 7 (red frame: a target was not found)", loc="left", fontsize=8)
-    figure.subplots_adjust(left=0.13, right=0.995, top=0.95, bottom=0.01, wspace=0.06, hspace=0.08)
+    for place, label in ((0, "plain"), (count + 1, name)):
+        axes[0, place].set_title(
+            f"{label}, seeds 0 to 7 (orange frame: a target was not found)", loc="left", fontsize=8
+        )
+    figure.subplots_adjust(left=0.13, right=0.995, top=0.96, bottom=0.01, wspace=0.06, hspace=0.04)
     figure.savefig(out / "cases.png", dpi=110)
 
 
