@@ -22,7 +22,7 @@ from analysis.self_check import Unwell, check_maps, check_overhead, check_parity
 from regulate import METHODS, Method, generate
 from regulate import regulator as regulators
 from regulate.kernels import gaussian_kernels
-from regulate.objective import solve
+from regulate.objective import optimum
 from tracer.models import known_models
 from tracer.tap import Tap
 
@@ -184,12 +184,12 @@ def test_maps_that_do_not_add_up_are_found(tiny_pipe, monkeypatch):
 
 
 def test_an_edit_that_reads_a_number_is_found(tiny_pipe, monkeypatch):
-    def waiting(problem, *given):
-        problem.wanted.sum().item()
-        return solve(problem, *given)
+    def waiting(scores, *given):
+        scores.sum().item()
+        return optimum(scores, *given)
 
     edits = re.fullmatch(r"0 in (\d+) edits", check_syncs(tiny_pipe, 4))[1]
-    monkeypatch.setattr(regulators, "solve", waiting)
+    monkeypatch.setattr(regulators, "optimum", waiting)
     with pytest.raises(
         Unwell, match=rf"^{edits} in {edits} edits: aten._local_scalar_dense.default \({edits} times\)$"
     ):

@@ -211,5 +211,5 @@ def test_a_choice_that_means_nothing_is_refused(options, message):
 def test_a_choice_can_be_written_as_json():
     assert json.loads(json.dumps(asdict(Capture(layers="up*", steps=range(0, 50, 25), heads=[1])))) == {
         "layers": ["up*"], "steps": [0, 25], "heads": [1], "tokens": "words", "precision": "uint8",
-        "resolution": None, "branches": ["cond"], "kinds": ["sample"],
+        "resolution": None, "branches": ["cond"], "kinds": ["sample"], "solves": False,
     }  # fmt: skip

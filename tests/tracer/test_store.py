@@ -137,7 +137,7 @@ def test_a_run_keeps_all_that_is_said_of_it(store):
     assert json.loads(row["method_params"]) == {"beta": 0.1, "layers": ["a"]}
     assert json.loads(row["capture"]) == {
         "layers": ["*"], "steps": [0, 25], "heads": "all", "tokens": "words", "precision": "uint8",
-        "resolution": None, "branches": ["cond"], "kinds": ["sample"],
+        "resolution": None, "branches": ["cond"], "kinds": ["sample"], "solves": False,
     }  # fmt: skip
     assert json.loads(row["versions"]) == {"torch": "2.14.1"}
     assert row["status"] == "running"
