@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from tracer.sites import Layout, checked_modules, is_joint, map_size
-from tracer.tap import Edit, Edited, Record, Tap
+from tracer.tap import Edit, Edited, Record, Replaced, Tap
 
 _SEAM = "_attnreg_seam"  # the model's attribute that holds its seam while there is one
 
@@ -49,13 +49,15 @@ def attending(
 ) -> Iterator[None]:
     """Call `edit` and `record` at every text attention of the chosen sites while the block runs.
 
+    A site may also be one of a UNet's self-attention (`tracer.sites.self_attention_sites`): its tokens are then pixels.
+
     Both see each (site, forward pass) exactly once, in order of execution. When the block is left, also by an
     exception or an interrupt, every hook is gone.
 
     Args:
         model: the network whose attention is tapped.
         sites: module paths, see `attention_sites`.
-        edit: returns what to put in the place of some rows' probabilities, or None to leave them.
+        edit: returns what to put in the place of some rows' probabilities, or of their result, or None to leave them.
         record: is given the tap and what the site's edit returned; its return value is ignored.
 
     Raises:
@@ -132,15 +134,16 @@ class _Seam:
 
     def entering(self, site: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            keys = self.layout.text + self.layout.height * self.layout.width
+            keys: int = self.layout.text + self.layout.height * self.layout.width
             if not self.layout.joint:
                 text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
                 text = text[0] if isinstance(text, tuple) else text  # IP-Adapter passes (text, images)
-                keys = None if text is None else text.shape[1]
-            if keys is not None:
-                mode = _TextAttention(self, site, keys)
-                mode.__enter__()
-                self.open.append(mode)
+                if text is None:  # self-attention, to the image's own pixels
+                    text = args[0] if args else kwargs["hidden_states"]
+                keys = text.shape[1]
+            mode = _TextAttention(self, site, keys)
+            mode.__enter__()
+            self.open.append(mode)
 
         return enter
 
@@ -156,12 +159,12 @@ class _Seam:
         tap = _tap_of(site, self.calls - 1, self.layout, *args, **kwargs)
         with torch.autocast(tap.query.device.type, enabled=False):  # or products of float32 would be half precision
             edited = self._heard(site, tap)
-            rows = None if edited is None else edited.probs @ tap.value[edited.rows].float()
+            rows = _result(tap, edited)
         if edited is None or rows is None:
             return attention(*args, **kwargs)
         return _edited(attention, args, kwargs, edited.rows, rows.to(tap.value.dtype))
 
-    def _heard(self, site: str, tap: Tap) -> Edited | None:
+    def _heard(self, site: str, tap: Tap) -> Edited | Replaced | None:
         """Return what the site's edit makes of a tap, and let those who record see both."""
         listening = [listener for listener in self.listeners if site in listener.sites]
         edit = next((listener.edit for listener in listening if listener.edit is not None), None)
@@ -170,7 +173,7 @@ class _Seam:
             self.tapped.append(site)
             for listener in listening:
                 if listener.record is not None:
-                    listener.record(tap, edited)
+                    listener.record(tap, edited if isinstance(edited, Edited) else None)
         return edited
 
 
@@ -190,6 +193,13 @@ class _TextAttention(TorchFunctionMode):
                 self.done = True
                 return self.seam.attend(self.site, func, args, kwargs)
         return func(*args, **kwargs)
+
+
+def _result(tap: Tap, edited: Edited | Replaced | None) -> Tensor | None:
+    """Return the weighted values of the edited rows."""
+    if isinstance(edited, Edited):
+        return edited.probs @ tap.value[edited.rows].float()
+    return None if edited is None else edited.output
 
 
 def _tap_of(

@@ -6,6 +6,7 @@ it changes, and afterwards it is of its own class again.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from inspect import signature
 from typing import Any, Protocol, runtime_checkable
 
@@ -79,28 +80,39 @@ class Call:
 
 
 @contextmanager
-def calls_of(pipe: DiffusionPipeline, watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of the pipeline's calls while the block runs."""
-    own: Any = type(pipe)
+def overriding(pipe: DiffusionPipeline, **methods: Any) -> Iterator[None]:
+    """Let the pipeline be of a subclass of its own class, with these methods, while the block runs.
 
-    class Watched(own):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            bound = signature(own.__call__).bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            call = Call(dict(bound.arguments))
-            watcher.began(call)
-            try:
-                output = super().__call__(*args, **kwargs)
-                first = output[0] if isinstance(output, tuple) else output.images
-                watcher.returned(call, list(first))
-            except BaseException:
-                watcher.failed(call)
-                raise
-            return output
-
-    Watched.__name__, Watched.__qualname__, Watched.__module__ = own.__name__, own.__qualname__, own.__module__
-    pipe.__class__ = Watched
+    Blocks inside one another are left in the opposite order.
+    """
+    own = type(pipe)
+    names = {name: getattr(own, name) for name in ("__module__", "__qualname__", "__doc__")}
+    pipe.__class__ = type(own.__name__, (own,), {**names, **methods})
     try:
         yield
     finally:
         pipe.__class__ = own
+
+
+@contextmanager
+def calls_of(pipe: DiffusionPipeline, watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of the pipeline's calls while the block runs."""
+    called: Any = type(pipe).__call__
+
+    @wraps(called)
+    def watched(self: DiffusionPipeline, *args: Any, **kwargs: Any) -> Any:
+        bound = signature(called).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        call = Call(dict(bound.arguments))
+        watcher.began(call)
+        try:
+            output = called(self, *args, **kwargs)
+            first = output[0] if isinstance(output, tuple) else output.images
+            watcher.returned(call, list(first))
+        except BaseException:
+            watcher.failed(call)
+            raise
+        return output
+
+    with overriding(pipe, __call__=watched):
+        yield

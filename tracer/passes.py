@@ -26,7 +26,8 @@ class Passes:
     Attributes:
         kind: a sampling pass, or one that guidance or refinement adds.
         partial: some layers are left out, so that nothing of it can be recorded.
-        step: sampling passes since the schedule was set, from 0; -1 before the first.
+        step: sampling passes since the schedule was set, from 0; -1 before the first. Of a pass of guidance, that of
+            the sampling pass which it serves, if it is marked so.
         steps: how many there will be.
         halves: what the batch holds, in its order: ("uncond", "cond"), or one of them alone.
         rows: the batch rows that carry the prompt.
@@ -35,6 +36,7 @@ class Passes:
         text: the text embeddings of this pass, "batch token channel".
         latent: height and width of the latent where the network is given it as a grid.
         separate: the pipeline evaluates the halves one after the other (Flux's true guidance), not in one batch.
+        composed: the network is given other texts than the prompts, so that its attention cannot be recorded.
         method: what acts on the pipeline, and with which parameters; whoever applies it says so.
     """
 
@@ -43,7 +45,8 @@ class Passes:
         self._schedule: Tensor | None = None
         self._timesteps: list[float] = []
         self._sigmas: list[float] | None = None
-        self._marked: CallKind | None = None
+        self._marked: tuple[CallKind, bool] | None = None
+        self._sampled_passes = 0  # since the schedule was set
         self._negative_next = False  # the pass to come is the negative prompt's own
         self.kind: CallKind = "sample"
         self.partial = False
@@ -53,6 +56,7 @@ class Passes:
         self.text: Tensor | None = None
         self.latent: tuple[int, int] | None = None
         self.separate = False
+        self.composed = False
         self.method = "plain"
         self.method_params: Mapping[str, object] = {}
 
@@ -62,9 +66,10 @@ class Passes:
         return len(self.halves) == 2
 
     @contextmanager
-    def marked(self, kind: CallKind) -> Iterator[None]:
-        """Take the passes of this block for guidance or refinement."""
-        before, self._marked = self._marked, kind
+    def marked(self, kind: CallKind, ahead: bool = False) -> Iterator[None]:
+        """Take the passes of this block for guidance or refinement: of the step that ran last, or of the next."""
+        marked: tuple[CallKind, bool] = (kind, ahead)
+        before, self._marked = self._marked, marked
         try:
             yield
         finally:
@@ -77,14 +82,16 @@ class Passes:
             self._read_schedule(schedule)
         self.partial = kwargs.get("skip_layers") is not None  # SD3's skip-layer guidance
         extra = torch.is_grad_enabled() or self.partial
-        self.kind = self._marked or ("guidance" if extra else "sample")
+        usual: CallKind = "guidance" if extra else "sample"
+        self.kind, ahead = self._marked or (usual, False)
         self.text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[2]
         sample = args[0] if args else kwargs["sample"] if "sample" in kwargs else kwargs["hidden_states"]
         self.latent = (sample.shape[-2], sample.shape[-1]) if sample.ndim == 4 else None
         self.halves = ("cond",)
         if self.kind == "sample":
-            self.step += not self._negative_next
+            self._sampled_passes += not self._negative_next
             self.halves = self._sampled()
+        self.step = self._sampled_passes - 1 + ahead
         self.rows = slice(len(sample) // 2 if self.guided else 0, len(sample))
 
     def _sampled(self) -> tuple[Branch, ...]:
@@ -96,7 +103,7 @@ class Passes:
         return ("uncond",) if negative else ("cond",)
 
     def _read_schedule(self, schedule: Tensor) -> None:
-        self._schedule, self.step, self._negative_next = schedule, -1, False
+        self._schedule, self._sampled_passes, self._negative_next = schedule, 0, False
         self.steps = self._pipe.num_timesteps or len(schedule)
         self._timesteps = [float(t) for t in schedule.tolist()[-self.steps :]]  # image-to-image skips the first
         sigmas = getattr(self._pipe.scheduler, "sigmas", None)

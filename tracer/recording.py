@@ -131,6 +131,10 @@ class Recording:
         if self._call is None or self._passes.partial:
             return
         passes = self._passes
+        if passes.composed:
+            raise ValueError(
+                f"{passes.method} gives the network other texts than the prompts, whose words a trace cannot tell"
+            )
         if not self._samples:
             self._begin_batch(self._call)
         self._recorder.call(passes.step, passes.timestep, passes.sigma, passes.kind, passes.halves)

@@ -44,12 +44,28 @@ def attention_sites(model: nn.Module) -> tuple[str, ...]:
     """
     if is_joint(model):
         return tuple(name for name, _ in model.named_modules() if _JOINT_SITE.fullmatch(name))
-    sites = [n for n, m in model.named_modules() if isinstance(m, Attention) and m.is_cross_attention]
+    sites = _sites(model, cross=True)
     if not sites:
         raise ValueError(
             f"model must be a UNet with text cross-attention, or one of {', '.join(_TEXT_FIRST)}, "
             f"got {type(model).__name__}"
         )
+    return sites
+
+
+def self_attention_sites(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of a UNet's modules in which the image attends to itself, in the order in which they run.
+
+    Raises:
+        ValueError: image and text attend to each other in one sequence (SD3, Flux).
+    """
+    if is_joint(model):
+        raise ValueError(f"{type(model).__name__} has no self-attention of the image alone")
+    return _sites(model, cross=False)
+
+
+def _sites(model: nn.Module, cross: bool) -> tuple[str, ...]:
+    sites = [n for n, m in model.named_modules() if isinstance(m, Attention) and m.is_cross_attention == cross]
     return tuple(sorted(sites, key=lambda name: _ORDER.get(name.split(".")[0], len(_ORDER))))
 
 
@@ -63,7 +79,8 @@ def checked_modules(model: nn.Module, sites: tuple[str, ...]) -> dict[str, nn.Mo
     if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
         raise ValueError("a compiled model cannot be tapped; pass the model that torch.compile was given")
     valid = attention_sites(model)
-    if unknown := [site for site in sites if site not in valid]:
+    others = () if is_joint(model) else self_attention_sites(model)
+    if unknown := [site for site in sites if site not in valid and site not in others]:
         raise ValueError(f"unknown attention sites {unknown}; the model has {', '.join(valid)}")
     if len(set(sites)) != len(sites) or not sites:
         raise ValueError(f"sites must be at least one and all different, got {list(sites)}")

@@ -44,8 +44,8 @@ class Tap:
     scale: float
     mask: Tensor | None = None
     text: slice | None = None
-    _known: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict, compare=False, repr=False)
-    _products: dict[tuple[int, int], Tensor] = field(init=False, default_factory=dict, compare=False, repr=False)
+    _known: "_Results" = field(init=False, default_factory=lambda: _Results(), compare=False, repr=False)
+    _products: "_Results" = field(init=False, default_factory=lambda: _Results(), compare=False, repr=False)
 
     @property
     def joint(self) -> bool:
@@ -64,9 +64,10 @@ class Tap:
     def scores(self, rows: slice = slice(None)) -> Float[Tensor, "rows head pixel token"]:
         """Return the scaled scores of some rows of the batch, float32, before softmax."""
         start, stop, _ = rows.indices(len(self.query))
-        if (start, stop) not in self._products:
-            self._products[start, stop] = self._scores(rows)  # an edit that asks for them will ask for the maps too
-        return self._products[start, stop][..., self._text, :].transpose(-1, -2)
+        products = self._products.get(start, stop)
+        if products is None:  # an edit that asks for them will ask for the maps too
+            products = self._products.put(start, stop, self._scores(rows))
+        return products[..., self._text, :].transpose(-1, -2)
 
     def probs(self, rows: slice = slice(None)) -> Float[Tensor, "rows head pixel token"]:
         """Return the probabilities of some rows of the batch, float32."""
@@ -82,13 +83,14 @@ class Tap:
         if self.joint and select is not None:
             return torch.cat([select(part) for part in self._joint_maps(rows)], -1)
         start, stop, _ = rows.indices(len(self.query))
-        if (start, stop) not in self._known:
+        known = self._known.get(start, stop)
+        if known is None:
             if self.joint:
-                self._known[start, stop] = torch.cat(list(self._joint_maps(rows)), -1)
+                known = torch.cat(list(self._joint_maps(rows)), -1)
             else:
-                products = self._products.get((start, stop))
-                self._known[start, stop] = (self._scores(rows) if products is None else products).softmax(-2)
-        known = self._known[start, stop]
+                products = self._products.get(start, stop)
+                known = (self._scores(rows) if products is None else products).softmax(-2)
+            self._known.put(start, stop, known)
         return known if select is None else select(known)
 
     def _joint_maps(self, rows: slice) -> Iterator[Float[Tensor, "rows head token pixels"]]:
@@ -109,6 +111,21 @@ class Tap:
         return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
 
 
+class _Results:
+    """What was computed of a tap, by rows; one who wants gradients is not given what was computed without."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[int, int, bool], Tensor] = {}
+
+    def get(self, start: int, stop: int) -> Tensor | None:
+        graph = self._found.get((start, stop, True))
+        return graph if graph is not None or torch.is_grad_enabled() else self._found.get((start, stop, False))
+
+    def put(self, start: int, stop: int, result: Tensor) -> Tensor:
+        self._found[start, stop, torch.is_grad_enabled()] = result
+        return result
+
+
 @dataclass(frozen=True)
 class Edited:
     """What an edit puts in the place of some rows' attention.
@@ -124,5 +141,18 @@ class Edited:
     solved: Callable[[], dict[str, Shaped[Tensor, "rows head"]]] | None = None
 
 
-Edit = Callable[[Tap], Edited | None]
+@dataclass(frozen=True)
+class Replaced:
+    """What an edit of self-attention puts in the place of some rows' attention: its result, as it has no map to show.
+
+    Attributes:
+        rows: of the batch.
+        output: weighted values, in their place.
+    """
+
+    rows: slice
+    output: Float[Tensor, "rows head pixel channel"]
+
+
+Edit = Callable[[Tap], Edited | Replaced | None]
 Record = Callable[[Tap, Edited | None], None]
