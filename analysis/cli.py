@@ -10,6 +10,7 @@ from diffusers.utils.logging import disable_progress_bar as disable_diffusers_ba
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
 from analysis.cli_doctor import health
+from analysis.cli_methods import catalogue
 from analysis.cli_scores import scores
 from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(traces)
 app.add_typer(scores)
 app.add_typer(health)
+app.add_typer(catalogue)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
 Model = Annotated[str, typer.Option(help="A short name (emoji, sd15, ...), a folder, or a hub id[@revision].")]

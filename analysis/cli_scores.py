@@ -12,13 +12,14 @@ from analysis.agreement import agreement, as_table
 from analysis.audit import make_audit
 from analysis.hand_on import hand_on
 from analysis.labels import add_labels, read_labels
+from analysis.method_list import known
 from analysis.plain_errors import plainly
-from analysis.plan import animal_pairs
+from analysis.plan import PLAIN, animal_pairs
 from analysis.price import price
 from analysis.score_folders import score_folders
 from analysis.score_table import print_scores
 from metrics.protocols import World, known_protocols
-from regulate import METHODS, Method
+from regulate import METHODS
 from tracer.store import Store
 
 scores = typer.Typer()
@@ -143,12 +144,13 @@ def overhead_command(
     repeats: Annotated[int, typer.Option(help="Timed runs of each prompt and method.", min=2)] = 3,
     steps: Annotated[int, typer.Option(help="Of the scheduler.", min=1)] = 25,
     batch: Annotated[int, typer.Option(help="Images in one call of the pipeline.", min=1)] = 1,
+    method: Annotated[list[str] | None, typer.Option(help="Its name; repeatable. By default all of them.")] = None,
     device: Annotated[str, typer.Option(help="Where the pipeline runs.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="CSV file for the rows.")] = None,
 ) -> None:
     """Measure what every method costs beside the untouched pipeline, in time, passes and memory."""
-    methods = {name: method for name, method in METHODS.items() if method != Method()}
     with plainly():
+        methods = {name: known(name).method for name in method or METHODS if name != PLAIN}
         options = {"steps": steps, "batch": batch, "repeats": repeats, "device": device, "out": out}
         price(model, methods, animal_pairs()[:prompts], **options)
 

@@ -16,7 +16,7 @@ from analysis.comparison import as_table, summary
 from analysis.plan import Plan
 from analysis.workbench import Workbench
 from metrics.protocols import DetectionProtocol
-from regulate import Method
+from regulate import Given, Method
 from tracer.prompts import Prompt
 
 
@@ -29,6 +29,7 @@ def compare(
     model: str = "emoji",
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
+    given: Mapping[str, Given] | None = None,
     console: Console | None = None,
 ) -> pd.DataFrame:
     """Return how often each method shows all targets, beside stock diffusers; see `comparison.summary`.
@@ -41,6 +42,7 @@ def compare(
         model: "emoji", a folder, or a hub id.
         protocol: of detection; by default the emoji world's for its model, else the released OWLv2's.
         steps: of the scheduler.
+        given: what else is known of a prompt, by its text; see `analysis.plan.Plan`.
         console: where progress and the table go.
 
     Raises:
@@ -48,7 +50,7 @@ def compare(
         FileNotFoundError: the model or the detector is not on this machine; likewise.
     """
     console = console or Console()
-    plan = Plan(tuple(prompts), tuple(seeds), methods, steps)
+    plan = Plan(tuple(prompts), tuple(seeds), methods, steps, given=given or {})
     bench = Workbench.loaded(prompts, out, model, protocol, console)
     lines = summary(bench.rows_of(plan))
     bench.write("summary.csv", lines)

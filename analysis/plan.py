@@ -5,11 +5,11 @@ the same prompts and seeds.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from regulate import Method
+from regulate import Given, Method
 from tracer.prompts import Prompt, attend_and_excite_templates
 from tracer.scenes import is_seen
 
@@ -28,6 +28,7 @@ class Plan:
         steps: of the scheduler.
         guidance: scale of classifier-free guidance.
         batch: images in one call of the pipeline; part of the specification, as it moves the last bits.
+        given: what else is known of a prompt, by its text: groups, a layout, concepts.
     """
 
     prompts: tuple[Prompt, ...]
@@ -36,6 +37,7 @@ class Plan:
     steps: int = 25
     guidance: float = 5.0
     batch: int = 8
+    given: Mapping[str, Given] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Put "plain" first, and refuse what is no plan."""

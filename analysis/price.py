@@ -17,7 +17,9 @@ from rich.table import Table
 
 from metrics.machine import counting
 from metrics.overhead import Overhead, OverheadProtocol, measure
-from regulate import Method, Request, generate
+from regulate import Given, Method, Request, generate
+from regulate.applied import subjects_of
+from regulate.layout import layout_of_prompt
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
 from tracer.sites import denoiser
@@ -37,7 +39,7 @@ def price(
     out: Path | None = None,
     console: Console | None = None,
 ) -> list[Overhead]:
-    """Return what each method costs beside the untouched pipeline, and print it.
+    """Return what each method costs beside the untouched pipeline, and print it; methods that need more are left out.
 
     Args:
         model: "emoji", a folder, or a hub id.
@@ -54,13 +56,17 @@ def price(
         ValueError: there is no prompt or method, or a target is not in its prompt. FileNotFoundError: no such model.
     """
     pipe = load_pipeline(model, device)
+    console = console or Console()
     known = {prompt.text: prompt for prompt in prompts}
+    given = {text: _given(model, prompt) for text, prompt in known.items()}
+    methods = _applicable(pipe, methods, prompts, given, console)
     network = denoiser(pipe)
 
     def run(method: Method | None) -> Callable[[str, int], object]:
         def images(text: str, seed: int) -> object:
             seeds = tuple(range(seed * batch, (seed + 1) * batch))
-            return generate(pipe, Request(text, known[text].targets, seeds, steps, batch=batch), method)
+            request = Request(text, known[text].targets, seeds, steps, batch=batch, given=given[text])
+            return generate(pipe, request, method)
 
         return images
 
@@ -69,10 +75,35 @@ def price(
     runs = {name: run(method) for name, method in methods.items()}
     with counting(network) as passes:
         rows = measure(run(None), runs, list(known), np.random.default_rng(SEED), protocol, passes)
-    (console or Console()).print(as_table(rows))
+    console.print(as_table(rows))
     if out is not None:
         _write(rows, out)
     return rows
+
+
+def _given(model: str, prompt: Prompt) -> Given:
+    """Return what else is known of a prompt: in the emoji world a layout, so that all methods can be measured."""
+    return Given(layout=layout_of_prompt(prompt.text, prompt.targets, 0) if model == "emoji" else None)
+
+
+def _applicable(
+    pipe: DiffusionPipeline,
+    methods: Mapping[str, Method],
+    prompts: Sequence[Prompt],
+    given: Mapping[str, Given],
+    console: Console,
+) -> dict[str, Method]:
+    """Return the methods that have what they need; say which have not, and which would do nothing."""
+    found = {}
+    for name, method in methods.items():
+        subjects = [subjects_of(pipe, [p.text], [p.targets], [0], [given[p.text]])[0] for p in prompts]
+        standings = [method.standing(subject) for subject in subjects]
+        idle = [standing for standing in standings if standing.verdict != "acts"]
+        if idle:
+            console.print(f"{name}: {idle[0].verdict} for {len(idle)} of {len(prompts)} prompts, {idle[0].reason}")
+        if not any(standing.verdict == "n/a" for standing in standings):
+            found[name] = method
+    return found
 
 
 def _facts(pipe: DiffusionPipeline) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from analysis.host_sync import HostSyncs, cuda_sync_warnings
 from metrics.machine import counting, timed
-from regulate import METHODS, Method, Request, applied, generate
+from regulate import METHODS, AttentionRegulation, Method, Request, applied, generate
 from regulate.kernels import gaussian_kernels
 from regulate.objective import Objective, bias_of, problem_of, solve
 from regulate.softmax import biased, members_of, reduced
@@ -30,7 +30,7 @@ from tracer.capture import Capture
 from tracer.recording import recording
 from tracer.sites import denoiser
 from tracer.store import Store
-from tracer.tap import Edited, Tap
+from tracer.tap import Edited, Replaced, Tap
 
 PROMPT, TARGETS, SEED = "a cat and a dog", ("cat", "dog"), 7
 HEADS, SIDE, TOKENS, CHOSEN = 20, 16, 77, (2, 5)  # Stable Diffusion 2's geometry, two targets
@@ -150,10 +150,9 @@ def check_syncs(pipe: DiffusionPipeline, steps: int) -> str:
     found: list[str] = []
     calls = 0
     with applied(pipe, Method(), PROMPT, TARGETS, [SEED]) as run:
-        edit = METHODS["regulation"].attention_edit(pipe, run.subjects, run.passes)
-        assert edit is not None  # of regulation, always
+        (edit,) = AttentionRegulation().interventions(pipe, run.subjects, run.passes)
 
-        def watched(tap: Tap) -> Edited | None:
+        def watched(tap: Tap) -> Edited | Replaced | None:
             nonlocal calls
             if run.passes.step == 0:  # what a layer needs is put on the device
                 return edit.edit(tap)

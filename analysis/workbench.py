@@ -18,7 +18,7 @@ from analysis.shards import done, read_shards, write_shard
 from metrics.detection import detect
 from metrics.protocols import DetectionProtocol, emoji_detection
 from metrics.weights import Detector, load_detector
-from regulate import Method, Request, generate
+from regulate import Given, Method, Request, generate
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
 from tracer.scenes import is_seen
@@ -96,7 +96,8 @@ class Workbench:
     def _do(self, plan: Plan, prompt: Prompt, name: str, seeds: tuple[int, ...], spec: str) -> None:
         """Make and judge one prompt's images under one method, and write their rows: the unit of work."""
         method, protocol = plan.methods[name], self.detector.protocol
-        request = Request(prompt.text, prompt.targets, seeds, plan.steps, plan.guidance, batch=plan.batch)
+        given = plan.given.get(prompt.text, Given())
+        request = Request(prompt.text, prompt.targets, seeds, plan.steps, plan.guidance, batch=plan.batch, given=given)
         made = generate(self.pipe, request, method)
         found = detect(self.detector, made.images, [prompt.targets] * len(seeds), plan.batch)
         same = {
@@ -127,6 +128,8 @@ class Workbench:
             "guidance": plan.guidance,
             "batch": plan.batch,
         }
+        if plan.given:
+            facts["given"] = sorted((text, given.digest()) for text, given in plan.given.items())
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -5,7 +5,7 @@ with applied(pipe, AttentionRegulation(), "a cat and a dog", ["cat", "dog"], see
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
-from regulate.method import Method, Subject
+from regulate.loop import calling, steering
+from regulate.method import Arguments, Given, Intervention, LatentUpdate, Method, Standing, Subject
 from regulate.nouns import auto_targets
 from tracer.attention import attending
 from tracer.passes import Passes, following
@@ -22,6 +23,12 @@ from tracer.tap import Record
 from tracer.words import targets_of, tokens_of
 
 AUTO: Literal["auto"] = "auto"
+
+
+class NotApplicable(ValueError):
+    """A method lacks what it needs for a prompt, such as a layout."""
+
+
 Wanted = Sequence[str] | Literal["auto"]
 
 
@@ -30,20 +37,26 @@ class Run:
     """What a block under a method offers.
 
     Attributes:
-        call: keyword arguments that the pipeline call must be given; empty for attention edits.
+        call: keyword arguments that the pipeline call must be given; none of the methods here needs any.
         passes: where the denoising loop stands.
         generators: one CPU generator per image, made from the seeds: the same noise on every device.
         subjects: one per image, in pipeline order.
+        standings: whether the method has anything to do for each image.
     """
 
     passes: Passes
     subjects: tuple[Subject, ...]
     generators: list[torch.Generator]
+    standings: tuple[Standing, ...] = ()
     call: dict[str, Any] = field(default_factory=dict)
 
 
 def subjects_of(
-    pipe: DiffusionPipeline, prompts: Sequence[str], targets: Sequence[Wanted], seeds: Sequence[int]
+    pipe: DiffusionPipeline,
+    prompts: Sequence[str],
+    targets: Sequence[Wanted],
+    seeds: Sequence[int],
+    given: Sequence[Given] = (),
 ) -> tuple[Subject, ...]:
     """Return one subject per image: images of a prompt follow one another, as pipelines lay them out.
 
@@ -54,12 +67,15 @@ def subjects_of(
         raise ValueError(f"targets must be given for each of the {len(prompts)} prompts, got {len(targets)} lists")
     if not prompts or len(seeds) % len(prompts) or not seeds:
         raise ValueError(f"seeds must be one per image of each prompt, got {len(seeds)} for {len(prompts)} prompts")
+    given = given or [Given()] * len(prompts)
+    if len(given) != len(prompts):
+        raise ValueError(f"given must be one for each of the {len(prompts)} prompts, got {len(given)}")
     subjects = []
     for index, seed in enumerate(seeds):
         which = index * len(prompts) // len(seeds)
         found = targets_of(pipe.tokenizer, prompts[which], wanted_of(prompts[which], targets[which]))
         end = next(t.index for t in tokens_of(pipe.tokenizer, prompts[which]) if t.kind == "eos")
-        subjects.append(Subject(found, end, seed))
+        subjects.append(Subject(found, end, seed, prompts[which], given[which]))
     return tuple(subjects)
 
 
@@ -80,6 +96,7 @@ def applied(
     targets: Wanted | Sequence[Wanted],
     seeds: Sequence[int] = (0,),
     record: Record | None = None,
+    given: Given | Sequence[Given] = (),
 ) -> Iterator[Run]:
     """Let a method act on every call of the pipeline inside the block; nothing of it remains afterwards.
 
@@ -91,8 +108,10 @@ def applied(
             "auto", per prompt if there are several.
         seeds: one per image, images of one prompt together (``num_images_per_prompt``).
         record: is shown every text attention of every cross-attention site, see `tracer.attention.attending`.
+        given: what else is known of the prompt, or of each: its groups, its layout, its concepts.
 
     Raises:
+        NotApplicable: before anything is hooked, if the method lacks what it needs for a prompt.
         ValueError: before anything is hooked, if a target is not in its prompt or a prompt is too long; inside the
             block, if the pipeline is called with another prompt than the one given.
     """
@@ -103,18 +122,50 @@ def applied(
         raise ValueError(f"targets must be a list of words or 'auto', got {targets!r}")
     wanted: list[Wanted] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
     wanted = [AUTO] * len(prompts) if targets == AUTO else wanted
-    subjects = subjects_of(pipe, prompts, wanted, seeds)
-    method.check(subjects)
+    each = [given] if isinstance(given, Given) else list(given)
+    subjects = subjects_of(pipe, prompts, wanted, seeds, each)
+    standings = standings_of(method, subjects)
     with following(pipe) as passes, ExitStack() as stack:
         guard = _PromptGuard(pipe, prompts, len(seeds) // len(prompts), passes)
         stack.callback(pipe.unet.register_forward_pre_hook(guard).remove)
         stack.enter_context(_named(passes, method))
-        edit = method.attention_edit(pipe, subjects, passes)
+        interventions = method.interventions(pipe, subjects, passes)
         if record is not None:
             stack.enter_context(attending(pipe.unet, attention_sites(pipe.unet), record=record))
-        if edit is not None:
-            stack.enter_context(attending(pipe.unet, edit.sites, edit=edit.edit))
-        yield Run(passes, subjects, [torch.Generator("cpu").manual_seed(seed) for seed in seeds])
+        for context in attachments(pipe, interventions, passes):
+            stack.enter_context(context)
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        yield Run(passes, subjects, generators, standings)
+
+
+def standings_of(method: Method, subjects: tuple[Subject, ...]) -> tuple[Standing, ...]:
+    """Return whether a method has anything to do for each image.
+
+    Raises:
+        NotApplicable: it lacks what it needs for one of them.
+        ValueError: it cannot act on them for another reason.
+    """
+    standings = tuple(method.standing(subject) for subject in subjects)
+    for subject, standing in zip(subjects, standings, strict=True):
+        if standing.verdict == "n/a":
+            raise NotApplicable(f"{method.name} cannot be applied to {subject.prompt!r}: {standing.reason}")
+    method.check(subjects)
+    return standings
+
+
+def attachments(
+    pipe: DiffusionPipeline, interventions: Sequence[Intervention], passes: Passes
+) -> Iterator[AbstractContextManager[None]]:
+    """Yield the blocks in which the interventions act: changes of the noise come before those that guidance makes."""
+    updates = [one for one in interventions if isinstance(one, LatentUpdate)]
+    if updates:
+        updates.sort(key=lambda one: one.kind != "initial noise")
+        yield steering(pipe, [one.update for one in updates])
+    for one in interventions:
+        if isinstance(one, Arguments):
+            yield calling(pipe, one.values)
+        elif not isinstance(one, LatentUpdate):
+            yield one.attached(pipe, passes)
 
 
 @contextmanager

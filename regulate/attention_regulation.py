@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 
 from regulate.kernels import GRIDS
 from regulate.layers import LAST_DOWN_FIRST_UP, chosen_sites
-from regulate.method import AttentionEdit, Method, Subject
+from regulate.method import AttentionEdit, Kind, Method, Subject
 from regulate.objective import Objective
 from regulate.regulator import Regulator
 from tracer.passes import Passes
@@ -49,6 +49,7 @@ class AttentionRegulation(Objective, Method):
     """
 
     name: ClassVar[str] = "regulation"
+    kinds: ClassVar[tuple[Kind, ...]] = ("attention edit",)
     layers: str | tuple[str, ...] = LAST_DOWN_FIRST_UP
     per_transformer: int | None = 1
     until: float = 0.5
@@ -98,9 +99,9 @@ class AttentionRegulation(Objective, Method):
                     names = ", ".join(repr(target.text) for target in subject.targets)
                     raise ValueError(f"targets must share no token, to be taken as wholes, got {names}")
 
-    def attention_edit(
+    def interventions(
         self, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], passes: Passes
-    ) -> AttentionEdit | None:
+    ) -> tuple[AttentionEdit, ...]:
         """Return the edit for one batch of images.
 
         Raises:
@@ -108,7 +109,8 @@ class AttentionRegulation(Objective, Method):
         """
         sites = attention_sites(pipe.unet)
         chosen = chosen_sites(sites, self.layers, self.per_transformer)
-        return AttentionEdit(chosen, Regulator(self, subjects, passes, {site: sites.index(site) for site in chosen}))
+        numbers = {site: sites.index(site) for site in chosen}
+        return (AttentionEdit(chosen, Regulator(self, subjects, passes, numbers)),)
 
     def parameters(self) -> dict[str, object]:
         """Return the hyper-parameters; the released code does not know small maps, nor those that are not square."""
@@ -131,3 +133,5 @@ PAPER = AttentionRegulation(
     ends_kept=False,
 )
 FIXED = AttentionRegulation(pieces="shared", average="running", ends_kept=False, small_steps=True)
+# A control: the bias that the descent starts from, the same chance and all else as released, but no descent.
+RANDOM = AttentionRegulation(iterations=1)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from regulate.applied import Wanted, applied, subjects_of, wanted_of
-from regulate.method import Method
+from regulate.applied import Wanted, applied, standings_of, subjects_of, wanted_of
+from regulate.method import ACTS, Given, Method, Standing
 from tracer.capture import Capture
 from tracer.pictures import digest, write_image
 from tracer.recording import recording
@@ -30,6 +30,7 @@ class Request:
         height: of the image in pixels, or None for the model's own.
         width: likewise.
         batch: images in one call of the pipeline.
+        given: what else is known of the prompt: its groups, its layout, its concepts.
     """
 
     prompt: str
@@ -41,15 +42,24 @@ class Request:
     height: int | None = None
     width: int | None = None
     batch: int = 8
+    given: Given = field(default_factory=Given)
 
 
 @dataclass(frozen=True)
 class Generated:
-    """The images in the order of the seeds, their hashes, and the run's number in the trace, if there is one."""
+    """What was made.
+
+    Attributes:
+        images: in the order of the seeds.
+        sha256: their hashes.
+        run_id: the run's number in the trace, if there is one.
+        standing: whether the method had anything to do: with "no-op" the images are the plain ones.
+    """
 
     images: list[Image.Image]
     sha256: list[str]
     run_id: int | None = None
+    standing: Standing = ACTS
 
 
 def generate(
@@ -73,13 +83,15 @@ def generate(
         done: called after each batch with the number of its images.
 
     Raises:
-        ValueError: a target is not in the prompt, or the prompt is too long; nothing is written then.
+        NotApplicable: the method lacks what it needs for the prompt; nothing is written then.
+        ValueError: a target is not in the prompt, or the prompt is too long; likewise.
     """
     method = method or Method()
     if not request.seeds or request.batch < 1:
         raise ValueError(f"a request needs seeds and a batch of at least 1, got {request.seeds}, {request.batch}")
     request = replace(request, targets=wanted_of(request.prompt, request.targets))
-    method.check(subjects_of(pipe, [request.prompt], [request.targets], request.seeds))
+    subjects = subjects_of(pipe, [request.prompt], [request.targets], request.seeds, [request.given])
+    standing = standings_of(method, subjects)[0]
     images: list[Image.Image] = []
     with ExitStack() as stack:
         traced = None
@@ -94,11 +106,12 @@ def generate(
                     write_image(image, folder / f"{seed}.png")
             images += batch
             done(len(batch))
-    return Generated(images, [digest(image) for image in images], None if traced is None else traced.run_id)
+    run_id = None if traced is None else traced.run_id
+    return Generated(images, [digest(image) for image in images], run_id, standing)
 
 
 def _one_batch(pipe: DiffusionPipeline, request: Request, method: Method, seeds: tuple[int, ...]) -> list[Image.Image]:
-    with applied(pipe, method, request.prompt, request.targets, seeds) as run:
+    with applied(pipe, method, request.prompt, request.targets, seeds, given=request.given) as run:
         return pipe(  # pyright: ignore[reportCallIssue] # the base class has no __call__
             request.prompt,
             negative_prompt=request.negative,

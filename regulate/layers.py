@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from itertools import groupby
 
+from diffusers import UNet2DConditionModel
+
 LAST_DOWN_FIRST_UP = "last-down-first-up"
+LAST_DOWN_SIZE = "last-down-size"
 
 
 def chosen_sites(
@@ -37,6 +40,47 @@ def chosen_sites(
     if not chosen:
         raise ValueError(f"no attention site fits layers={layers!r}; the model has {', '.join(sites)}")
     return tuple(chosen)
+
+
+def sites_of_one_size(
+    unet: UNet2DConditionModel, sites: Sequence[str], layers: str | Sequence[str] = LAST_DOWN_SIZE
+) -> tuple[str, ...]:
+    """Return sites whose maps are of one size, so that their mean can be taken.
+
+    "last-down-size": those whose maps are as large as the last block's on the way down that attends to text. In Stable
+    Diffusion 1.x and 2.x at 512 pixels these are the five of 16x16, which Attend-and-Excite and its followers take; at
+    768 pixels they are of 24x24; in SDXL they are the sixty of 32x32, those of its middle among them.
+
+    Args:
+        unet: the network.
+        sites: of text attention, or of self-attention.
+        layers: "last-down-size", or what `chosen_sites` takes.
+
+    Raises:
+        ValueError: no site fits, or their maps are of several sizes.
+    """
+    halvings = _halvings(unet)
+    if layers == LAST_DOWN_SIZE:
+        down = [site for site in sites if site.startswith("down_blocks.")][-1:]
+        wanted = {halvings[_block(site)] for site in down}
+        layers = [site for site in sites if halvings[_block(site)] in wanted]
+    chosen = chosen_sites(sites, layers, None)
+    if len({halvings[_block(site)] for site in chosen}) > 1:
+        raise ValueError(f"layers must have maps of one size, got {', '.join(chosen)}")
+    return chosen
+
+
+def _halvings(unet: UNet2DConditionModel) -> dict[str, int]:
+    """Return how often the latents' side is halved before each block."""
+    found, count = {}, 0
+    for index, block in enumerate(unet.down_blocks):
+        found[f"down_blocks.{index}"] = count
+        count += getattr(block, "downsamplers", None) is not None
+    found["mid_block"] = found["mid_block.attentions"] = count
+    for index, block in enumerate(unet.up_blocks):
+        found[f"up_blocks.{index}"] = count
+        count -= getattr(block, "upsamplers", None) is not None
+    return found
 
 
 def _block(site: str) -> str:

@@ -7,7 +7,9 @@ PUBLIC = {
         "EVERYTHING", "Capture", "Prompt", "Recorder", "Store", "attending", "attention_sites", "load_pipeline",
         "load_prompts", "recording",
     },
-    "regulate": {"FIXED", "METHODS", "PAPER", "AttentionRegulation", "Method", "Request", "applied", "generate"},
+    "regulate": {
+        "FIXED", "METHODS", "PAPER", "AttentionRegulation", "Given", "Method", "Request", "applied", "combined", "generate",
+    },
     "analysis": {"ablate", "compare", "demo", "search"},
     "metrics": {
         "Detection", "DetectionProtocol", "detect", "detection_rate", "found", "load_detector", "known_protocols",

@@ -159,7 +159,7 @@ def test_a_device_that_gives_no_numbers_is_found(monkeypatch):
 def test_an_empty_method_that_changes_the_image_is_found(tiny_pipe, monkeypatch):
     regulation = METHODS["regulation"]
     monkeypatch.setattr(
-        Method, "attention_edit", lambda self, *given: type(regulation).attention_edit(regulation, *given)
+        Method, "interventions", lambda self, *given: type(regulation).interventions(regulation, *given)
     )
     with pytest.raises(Unwell, match=r"^\d+ of 12288 values differ, by up to [\d.e-]+$"):
         check_plain(tiny_pipe, 4)

@@ -84,7 +84,7 @@ def test_the_solver_neither_waits_nor_copies_on_the_cpu_or_a_card():
 def test_an_edit_after_the_first_step_neither_waits_nor_copies_on_a_card(tiny_pipe):
     taps: list[Tap] = []
     with applied(tiny_pipe, METHODS["regulation"], "a cat and a dog", ["cat", "dog"], [7]) as run:
-        edit = METHODS["regulation"].attention_edit(tiny_pipe, run.subjects, run.passes)
+        edit, *_ = METHODS["regulation"].interventions(tiny_pipe, run.subjects, run.passes)
         with attending(tiny_pipe.unet, edit.sites, record=lambda tap, _: taps.append(tap)):
             tiny_pipe("a cat and a dog", num_inference_steps=4, generator=run.generators, output_type="latent")
         run.passes.step = 0

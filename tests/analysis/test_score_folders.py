@@ -205,11 +205,13 @@ def test_a_persons_labels_are_held_against_the_detector(scored, folders, tmp_pat
 
 def test_the_price_of_every_method_is_told(tmp_path, tiny_model):
     answer = run(
-        "overhead", "--model", tiny_model, "--prompts", 1, "--repeats", 2, "--steps", 4, "--out", tmp_path / "o.csv"
-    )
+        "overhead", "--model", tiny_model, "--prompts", 1, "--repeats", 2, "--steps", 4, "--out", tmp_path / "o.csv",
+        "--method", "regulation", "--method", "composable", "--method", "dense-diffusion",
+    )  # fmt: skip
     assert answer.exit_code == 0, answer.output
     assert "regulation" in answer.output
     rows = list(csv.DictReader((tmp_path / "o.csv").read_text().splitlines()))
-    assert [row["method"] for row in rows] == ["regulation", "regulation-paper", "regulation-fixed"]
+    assert [row["method"] for row in rows] == ["regulation", "composable"]
+    assert "dense-diffusion: n/a for 1 of 1 prompts, it has no layout" in answer.output
     assert {(float(row["passes"]), float(row["baseline_passes"])) for row in rows} == {(4, 4)}
     assert all(float(row["overhead"]) > 0 for row in rows)

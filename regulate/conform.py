@@ -1,0 +1,101 @@
+"""CONFORM: the maps of one object's words are alike, over the last steps too, and unlike those of other objects.
+
+Source: arXiv 2312.06059; the formula as in the released code @4ad0e37 (MIT).
+
+Conventions: those of `regulate.smoothing`. The members of a class are a group's tokens, now and in the step before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize, softplus
+
+from regulate.guidance import Guidance, ImageLoss
+from regulate.method import ACTS, Standing, Subject, groups_for
+from regulate.smoothing import chosen, nothing, smoothed
+from regulate.structure import bound
+
+
+def conform_loss(
+    maps: Float[Tensor, "token height width"],
+    groups: Sequence[Sequence[int]],
+    before: Float[Tensor, "token height width"] | None,
+    temperature: float = 0.5,
+) -> Float[Tensor, ""]:
+    """Return the NT-Xent loss of the smoothed maps; 0 if no two members share a class, or there is one class only.
+
+    With s the cosine similarity over the temperature, every ordered pair (a, p) of one class loses
+    ``-log(exp(s_ap) / (exp(s_ap) + sum exp(s_an)))``, n being the members of all other classes; the mean over all
+    pairs is returned.
+
+    Args:
+        maps: of all tokens.
+        groups: the tokens of each class.
+        before: maps of the step before, whose same tokens join the classes; they stay as they are, without a gradient.
+        temperature: above 0.
+
+    Raises:
+        ValueError: the temperature is not above 0, or a group has no token, or one beyond the maps.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    times = 1 if before is None else 2
+    sizes = [times * len(group) for group in groups]
+    pairs = sum(size * (size - 1) for size in sizes)
+    if len(groups) < 2 or not pairs:
+        return nothing(maps)
+    steps = [maps] if before is None else [maps, before.detach()]
+    by_step = [chosen(step, groups) for step in steps]
+    members = torch.cat([rows for of_group in zip(*by_step, strict=True) for rows in of_group])
+    similar = normalize(smoothed(members).flatten(1), dim=1)
+    similar = similar @ similar.T / temperature
+    loss, start = nothing(maps), 0
+    for size in sizes:  # the members of a class stand together
+        rows, end = similar[start : start + size], start + size
+        others = torch.cat([rows[:, :start], rows[:, end:]], 1).logsumexp(1, keepdim=True)
+        each = softplus(others - rows[:, start:end])
+        loss = loss + each.tril(-1).sum() + each.triu(1).sum()
+        start = end
+    return loss / pairs
+
+
+@dataclass(frozen=True)
+class Conform(Guidance):
+    """The method's hyper-parameters beside those of `Guidance`; each default is the released code's.
+
+    Attributes:
+        refine_at: at steps 0, 10, 20 of 50 the latents are moved 20 times, whatever the loss.
+        temperature: of the cosine similarities.
+        parser: of the prompt, see `structure.groups_of`, where the user gave no groups; a noun and its modifiers are
+            one class, which the released code has its user name by token numbers.
+    """
+
+    name: ClassVar[str] = "conform"
+    refine_at: tuple[tuple[float, float | None], ...] = ((0.0, None), (0.2, None), (0.4, None))
+    temperature: float = 0.5
+    parser: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def standing(self, subject: Subject) -> Standing:
+        """Return "no-op" for a prompt with fewer than two nouns: there is nothing that they could be unlike."""
+        if len(groups_for(subject, self.parser)) > 1:
+            return ACTS
+        return Standing("no-op", "it has fewer than two nouns")
+
+    def loss_of(self, pipe: DiffusionPipeline, subject: Subject) -> ImageLoss:
+        """Return the loss of an image."""
+        found = bound(pipe.tokenizer, subject.prompt, groups_for(subject, self.parser))
+        groups = [tuple(dict.fromkeys(p for word in (*g.modifiers, g.noun) for p in word)) for g in found]
+        return lambda look: conform_loss(look.maps, groups, look.before, self.temperature)
+
+
+FIXED = Conform(scaled=True, needless=False, together=None)
