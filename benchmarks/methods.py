@@ -4,23 +4,38 @@ Commands (two cores; all go on where they were stopped; give several processes `
 
     python benchmarks/methods.py --part tune --out runs/methods        (two hours: six settings of every method)
     python benchmarks/methods.py --part make --out runs/methods        (six hours: four seeds of every prompt)
+    python benchmarks/methods.py --part cost --out runs/methods        (half an hour: seconds, passes, memory)
     python benchmarks/methods.py --part report --out runs/methods      (two minutes: scores, table.csv, grid.png)
 
 The six settings of each method are compared on the same 24 prompts, which are none of the benchmark's, with two seeds;
-the best goes into `CHOSEN` by hand. Images lie as ``<method>/<prompt>/<seed>.png``.
+the best goes into `CHOSEN` by hand. Images lie as ``images/<method>/<prompt>/<seed>.png``.
 """
 
 import argparse
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
+from diffusers import DiffusionPipeline
 from emoji_world import other_prompts
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
 
+from analysis.best_of import best_of
 from analysis.compare import compare
+from analysis.plan import PLAIN
+from analysis.score_folders import chosen_protocols, score_folders
+from analysis.scoreboard import cells, picture_values, scoreboard
 from analysis.shards import read_shards
-from regulate import FIXED, AttentionRegulation, Given, Method
+from metrics.machine import counting
+from metrics.overhead import OverheadProtocol, measure
+from regulate import FIXED, AttentionRegulation, Given, Method, Request, generate
 from regulate.attend_and_excite import FIXED as ATTEND
 from regulate.attention_regulation import RANDOM
 from regulate.composable import Composable
@@ -33,10 +48,13 @@ from regulate.layout import layout_of_prompt
 from regulate.predicated import PredicatedDiffusion
 from regulate.syngen import FIXED as SYNGEN
 from regulate.t_sam import TSam
-from tracer.prompts import Prompt
+from tracer import load_pipeline
+from tracer.prompts import TEMPLATES, Prompt, load_prompts
+from tracer.store import Store
 
 FINE = ("down_blocks.0.*", "up_blocks.1.*")  # the 16x16 maps, of as many pixels as Stable Diffusion's
-TUNE_SEEDS = (1000, 1001)
+TUNE_SEEDS, SEEDS = (1000, 1001), (0, 1, 2, 3)
+CHOOSER = "clip_cos"  # what the best of two plain images is chosen by: not the detector that judges
 GUIDED = {
     "attend-and-excite": ATTEND,
     "syngen": replace(SYNGEN, entities=True),
@@ -104,6 +122,10 @@ def settings() -> dict[str, dict[str, Method]]:
     }  # fmt: skip
 
 
+# The best of each method's six settings on the tuning prompts; what each was compared with is in the table below.
+CHOSEN: dict[str, Method] = {PLAIN: Method()}
+
+
 def hard_prompts(out: Path, count: int = 24) -> tuple[Prompt, ...]:
     """Return prompts that are none of the benchmark's, of those of which the plain model misses one image of two."""
     prompts = other_prompts(276)
@@ -126,16 +148,109 @@ def tune(out: Path, only: list[str] | None) -> None:
             compare(prompts, TUNE_SEEDS, methods, out / "tune" / name, given=given)
 
 
+def make(out: Path, names: list[str], share: tuple[int, int]) -> None:
+    """Generate what is not there yet: a prompt's four seeds are one batch, made whole or again."""
+    pipe = load_pipeline()
+    prompts = load_prompts(TEMPLATES)[share[0] - 1 :: share[1]]
+    for name in names:
+        facts = out / "images" / name / "parameters.json"
+        facts.parent.mkdir(parents=True, exist_ok=True)
+        wanted = json.dumps(CHOSEN[name].parameters(), indent=1)
+        if facts.is_file() and facts.read_text() != wanted:
+            raise ValueError(f"{facts.parent} holds images of other constants; give another --out")
+        facts.write_text(wanted)
+        for prompt in track(prompts, name):
+            folder = facts.parent / prompt.text
+            if not all((folder / f"{seed}.png").is_file() for seed in SEEDS):
+                generate(pipe, request(prompt), CHOSEN[name], folder=folder)
+
+
+def request(prompt: Prompt) -> Request:
+    """Return what is asked of every method, with a layout of our own drawing for the one that needs it."""
+    layout = layout_of_prompt(prompt.text, prompt.targets, 0)
+    return Request(prompt.text, prompt.targets, SEEDS, given=Given(layout=layout))
+
+
+def cost(out: Path, names: list[str]) -> None:
+    """Measure seconds, passes and memory of each method on three prompts, in turn, alone on the machine."""
+    pipe, prompts = load_pipeline(), load_prompts(TEMPLATES)[::100]
+    known = {prompt.text: prompt for prompt in prompts}
+    runs = {name: partial(_made, pipe, known, CHOSEN[name]) for name in names if name != PLAIN}
+    graph = {}
+    for name in names:
+        with counting(pipe.unet) as count:
+            for prompt in prompts:
+                generate(pipe, request(prompt), CHOSEN[name])
+        graph[name] = count.with_gradient / len(prompts)
+    protocol = OverheadProtocol("emoji", world="emoji", repeats=2, warmup=0, batch=len(SEEDS), steps=25)
+    plain = partial(_made, pipe, known, Method())
+    with counting(pipe.unet) as passes:
+        rows = measure(plain, runs, list(known), np.random.default_rng(0), protocol, passes)
+    table = pd.DataFrame([asdict(row) | {"with gradient": graph[row.method]} for row in rows])
+    table.drop(columns=["protocol", "load"]).to_csv(out / "cost.csv", index=False)
+    print(table[["method", "overhead", "seconds", "passes", "with gradient", "peak_bytes"]].round(3).to_string())
+
+
+def _made(pipe: DiffusionPipeline, known: dict[str, Prompt], method: Method, text: str, seed: int) -> None:
+    generate(pipe, request(known[text]), method)
+
+
+def report(out: Path, names: list[str]) -> None:
+    """Score all images, and write a row per method and a grid of pictures."""
+    folders = [out / "images" / name for name in names]
+    file = out / "scores.duckdb"
+    score_folders(folders, file, world="emoji", baseline=PLAIN, console=Console())
+    with Store.open(file) as store:
+        protocols = chosen_protocols((), "emoji")
+        values = picture_values(store, protocols, names, PLAIN)
+    best = best_of(values[~values["metric"].str.startswith("lpips")], 2, CHOOSER)
+    mine = pd.concat([values[values["seed"].isin(SEEDS)], best])
+    methods = [*names, best["method"].iat[0]]
+    table = scoreboard(cells(mine, methods, PLAIN, allow_missing=True), PLAIN)
+    table.to_csv(out / "table.csv", index=False)
+    pd.set_option("display.width", 220, "display.max_columns", 30, "display.max_rows", 200)
+    print(table.drop(columns=["protocol", "interval"]).round(4).to_string())
+    grid(out, mine, names)
+
+
+def grid(out: Path, values: pd.DataFrame, names: list[str]) -> None:
+    """Draw the same six prompts and two seeds under every method; orange frames: a target was not found."""
+    found = values[values["metric"] == "detection_rate"].set_index(["method", "prompt", "seed"])["value"]
+    prompts = load_prompts(TEMPLATES)
+    shown = [prompts[index].text for index in (0, 40, 90, 150, 215, 260)]  # two of each kind, by number
+    places = [(prompt, seed) for prompt in shown for seed in SEEDS[:2]]
+    figure, axes = plt.subplots(len(names), len(places), figsize=(1.02 * len(places) + 1.6, 1.02 * len(names) + 0.5))
+    for line, name in zip(axes, names, strict=True):
+        for axis, (prompt, seed) in zip(line, places, strict=True):
+            axis.imshow(Image.open(out / "images" / name / prompt / f"{seed}.png"))
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set(edgecolor="#009e73" if found[name, prompt, seed] == 1 else "#d55e00", linewidth=1.6)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+    for axis, (prompt, seed) in zip(axes[0], places, strict=True):
+        if seed == SEEDS[0]:
+            axis.set_title(prompt, loc="left", fontsize=7)
+    figure.subplots_adjust(left=0.11, right=0.995, top=0.96, bottom=0.01, wspace=0.06, hspace=0.06)
+    figure.savefig(out / "grid.png", dpi=110)
+
+
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("tune",), default="tune")
+    parser.add_argument("--part", choices=("tune", "make", "cost", "report"), default="tune")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--share", default="1/1", help="which part of the prompts to make, for several processes")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
+    names = options.methods or list(CHOSEN)
     if options.part == "tune":
         tune(options.out, options.methods)
+    elif options.part == "make":
+        first, last = options.share.split("/")
+        make(options.out, names, (int(first), int(last)))
+    else:
+        {"cost": cost, "report": report}[options.part](options.out, names)
 
 
 if __name__ == "__main__":

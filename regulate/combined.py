@@ -55,12 +55,6 @@ class Combined(Method):
         """Raise ValueError if one of the methods cannot act on these subjects."""
         for method in self.methods:
             method.check(subjects)
-        one_by_one = [m for m in self.methods if isinstance(m, Guidance) and (m.together or inf) < len(subjects)]
-        if one_by_one and any("attention edit" in method.kinds for method in self.methods):
-            raise ValueError(
-                f"{self.name}: an edit is of a whole batch, {one_by_one[0].name} looks at {one_by_one[0].together} of "
-                f"{len(subjects)} images at a time; give it together=None"
-            )
 
     def standing(self, subject: Subject) -> Standing:
         """Return "n/a" if one of the methods lacks what it needs, "no-op" if none has anything to do."""
@@ -78,8 +72,15 @@ class Combined(Method):
         """Return all that act on one batch.
 
         Raises:
-            ValueError: two of them edit one site, or set one argument of the pipeline.
+            ValueError: two of them edit one site, or set one argument of the pipeline; or the batch is edited, and
+                guidance looks at a part of it at a time.
         """
+        one_by_one = [m for m in self.methods if isinstance(m, Guidance) and (m.together or inf) < len(subjects)]
+        if one_by_one and any("attention edit" in method.kinds for method in self.methods):
+            raise ValueError(
+                f"{self.name}: an edit is of a whole batch, {one_by_one[0].name} looks at {one_by_one[0].together} of "
+                f"{len(subjects)} images at a time; give it together=None"
+            )
         every = tuple(one for method in self.methods for one in method.interventions(pipe, subjects, passes))
         edited = Counter(site for one in every if isinstance(one, AttentionEdit) for site in one.sites)
         given = Counter(name for one in every if isinstance(one, Arguments) for name in one.values)

@@ -166,10 +166,10 @@ class Guide:
             raise ValueError(f"the pipeline was called for {len(moment.latents)} images, the block for {images}")
         altered = moment.step < whole(method.until, moment.steps)
         refined, _ = method.threshold_at(moment.step, moment.steps)
-        if moment.step == 0:
+        looked = method.needless or ((altered or refined) and not all(self.idle))
+        if moment.step == 0 or not looked:
             self.before = [None] * images
-        if not method.needless and (all(self.idle) or not (altered or refined)):
-            self.before = [None] * images
+        if not looked:
             return None
         parts = []
         with frozen(self.unet):
@@ -191,12 +191,13 @@ class Guide:
         latents = latents.detach().requires_grad_()
         maps = self.look(here, latents, "refine" if refining else "guidance").text
         losses, reached = [], []
-        for offset, image in enumerate(range(rows.start, rows.stop)):
-            self.maps[image] = maps[offset].detach()
-            look = Look(maps[offset], self.before[image], here.step, here.steps)
-            reach = self.reaches[image]
-            losses.append(maps[offset].sum() * 0 if self.idle[image] else self.losses[image](look))
-            reached.append(1 - losses[-1].detach() if reach is None else reach(look).detach())
+        with torch.autocast(latents.device.type, enabled=False):  # or products of maps would be in half precision
+            for offset, image in enumerate(range(rows.start, rows.stop)):
+                self.maps[image] = maps[offset].detach()
+                look = Look(maps[offset], self.before[image], here.step, here.steps)
+                reach = self.reaches[image]
+                losses.append(maps[offset].sum() * 0 if self.idle[image] else self.losses[image](look))
+                reached.append(1 - losses[-1].detach() if reach is None else reach(look).detach())
         return _Seen(latents, torch.stack(losses), torch.stack(reached))
 
     def _unmet(self, here: Moment, seen: _Seen) -> Bool[Tensor, " image"]:

@@ -1,4 +1,4 @@
-"""Latent guidance as a denoising loop of its own, one image at a time: diffusers' networks and schedulers, nothing else.
+"""Latent guidance as a denoising loop of its own, one image at a time, of diffusers' networks and schedulers alone.
 
 Attention is computed by plain products of a processor of its own, which keeps the maps. Slow and plain;
 `regulate.guidance` is held to it.
