@@ -15,10 +15,10 @@ from analysis.cli_scores import scores
 from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
 from analysis.demo import demo as make_demo
+from analysis.method_list import known
 from analysis.plain_errors import plainly
 from analysis.plan import animal_pairs, halves
 from analysis.search import search_and_test as search_variants
-from regulate import AttentionRegulation
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -83,18 +83,22 @@ def compare(
     out: Out = Path("runs/compare"),
     seeds: Seeds = 16,
     pairs: Annotated[Pairs, typer.Option(help="All 66 animal pairs, or one half of them.")] = Pairs.ALL,
+    method: Annotated[list[str] | None, typer.Option(help="Its name, see `attnreg methods`; repeatable.")] = None,
     search: Annotated[
         bool, typer.Option("--search", help="Search hyper-parameters on the tune half, test on the other.")
     ] = False,
     model: Model = "emoji",
 ) -> None:
-    """Measure whether regulation helps, over animal pairs and seeds; resumes where it was stopped."""
+    """Measure whether methods help, over animal pairs and seeds; resumes where it was stopped."""
     prompts = animal_pairs()
     with plainly():
+        methods = {name: known(name).method for name in method or ["regulation"]}
+        if search and len(methods) > 1:
+            raise ValueError(f"--search is of one --method, got {', '.join(methods)}")
         if search and pairs is not Pairs.ALL:
             raise ValueError(f"--search splits all pairs by itself, got --pairs {pairs.value} too")
         if search:
-            search_variants(prompts, range(seeds), out, model=model)
+            search_variants(prompts, range(seeds), out, base=next(iter(methods.values())), model=model)
         else:
             chosen = prompts if pairs is Pairs.ALL else halves(prompts)[pairs is Pairs.TEST]
-            compare_methods(chosen, range(seeds), {"published": AttentionRegulation()}, out, model=model)
+            compare_methods(chosen, range(seeds), methods, out, model=model)

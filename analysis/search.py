@@ -19,9 +19,10 @@ from rich.console import Console
 from analysis.compare import compare
 from analysis.comparison import as_table, found_matrix, summary
 from analysis.plan import PLAIN, Plan, halves
+from analysis.spaces import Range, Space, space_of
 from analysis.workbench import Workbench
 from metrics.protocols import DetectionProtocol
-from regulate import AttentionRegulation
+from regulate import AttentionRegulation, Method
 from tracer.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -29,35 +30,6 @@ if TYPE_CHECKING:
 
 SEED = 2403_06381
 STARTUP, FINALISTS = 8, 3  # random trials before the sampler learns; trials that get all the seeds
-
-
-@dataclass(frozen=True)
-class Range:
-    """Values from `low` to `high`, evenly, or evenly in their logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-
-Space = Mapping[str, Range | Mapping[str, object]]  # a field of the method: its range, or its values by name
-
-# Weights and step over two decades around the released ones. Layers are the emoji world's: of its two resolutions the
-# 8x8 one is "last-down-first-up".
-SPACE: Space = {
-    "layers": {
-        "8x8": "last-down-first-up",
-        "16x16": ("down_blocks.0.*", "up_blocks.1.*"),
-        "all": "*",
-    },
-    "step_size": Range(3.0, 200.0, log=True),
-    "level": Range(0.3, 0.95),
-    "share": Range(0.05, 0.4),
-    "proportion": Range(4.0, 400.0, log=True),
-    "theta_weight": Range(0.005, 1.0, log=True),
-    "until": Range(0.1, 0.6),
-    "decay": Range(0.8, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +43,7 @@ class Searched:
         finalists: the best trials with all the seeds, as `analysis.comparison.summary` has them.
     """
 
-    method: AttentionRegulation
+    method: Method
     name: str
     trials: pd.DataFrame
     finalists: pd.DataFrame
@@ -83,7 +55,7 @@ def ablate(
     factors: Mapping[str, Sequence[object]],
     out: str | Path,
     *,
-    base: AttentionRegulation | None = None,
+    base: Method | None = None,
     model: str = "emoji",
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
@@ -96,7 +68,7 @@ def ablate(
         seeds: of each prompt.
         factors: values of the method's fields; the base's own value is not run twice.
         out: folder of the rows and of ``ablation.csv``.
-        base: what is varied; the published set.
+        base: what is varied; regulation as released.
         model: as in `analysis.compare.compare`.
         protocol: likewise.
         steps: of the scheduler.
@@ -106,7 +78,7 @@ def ablate(
         ValueError: a factor is no hyper-parameter, or a value is not allowed; nothing is written then.
     """
     base = base or AttentionRegulation()
-    _check(factors)
+    _check(factors, base)
     methods = {"base": base} | {
         f"{name} = {_label(value)}": replace(base, **{name: value})
         for name, values in factors.items()
@@ -125,9 +97,9 @@ def search(
     seeds: Sequence[int],
     out: str | Path,
     *,
-    space: Space = SPACE,
+    space: Space | None = None,
     trials: int = 24,
-    base: AttentionRegulation | None = None,
+    base: Method | None = None,
     model: str = "emoji",
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
@@ -142,9 +114,9 @@ def search(
         prompts: to choose on, and on no others.
         seeds: of each prompt, at least two.
         out: folder of the rows, of ``trials.csv`` and of ``finalists.csv``.
-        space: what is searched, by field of the method.
+        space: what is searched, by field of the method; by default what `analysis.spaces` has for it.
         trials: how many.
-        base: gives what is not searched; the published set.
+        base: gives what is not searched; regulation as released.
         model: as in `analysis.compare.compare`.
         protocol: likewise.
         steps: of the scheduler.
@@ -156,11 +128,13 @@ def search(
     """
     if len(seeds) < 2 or trials < 1:
         raise ValueError(f"a search needs at least two seeds and one trial, got {len(seeds)} and {trials}")
-    _check(space)
-    study, base = _study(), base or AttentionRegulation()
+    base = base or AttentionRegulation()
+    space = space_of(base) if space is None else space
+    _check(space, base)
+    study = _study()
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
     first = tuple(seeds)[: len(seeds) // 2]
-    methods: dict[str, AttentionRegulation] = {}
+    methods: dict[str, Method] = {}
     lines = []
     for number in range(trials):
         trial, name = study.ask(), f"trial {number}"
@@ -187,18 +161,20 @@ def search_and_test(
     out: str | Path,
     *,
     trials: int = 24,
+    base: Method | None = None,
     model: str = "emoji",
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
 ) -> tuple[Searched, pd.DataFrame]:
-    """Search on half of the prompts, and compare what was found with the published set on the other half.
+    """Search on half of the prompts, and compare what was found with the base on the other half.
 
     Args:
         prompts: both halves together, see `analysis.plan.halves`.
         seeds: as in `search`.
         out: as in `search`; the comparison is ``summary.csv``.
         trials: as in `search`.
+        base: as in `search`.
         model: as in `search`.
         protocol: as in `search`.
         steps: as in `search`.
@@ -210,14 +186,14 @@ def search_and_test(
     tune, test = halves(prompts)
     if not tune or not test:
         raise ValueError(f"prompts must be enough for two halves, got {len(prompts)}")
-    found = search(tune, seeds, out, trials=trials, model=model, protocol=protocol, steps=steps, console=console)
-    methods = {"published": AttentionRegulation(), "searched": found.method}
-    tested = compare(test, seeds, methods, out, model=model, protocol=protocol, steps=steps, console=console)
+    base, how = base or AttentionRegulation(), {"model": model, "protocol": protocol, "steps": steps}
+    found = search(tune, seeds, out, trials=trials, base=base, console=console, **how)
+    tested = compare(test, seeds, {"published": base, "searched": found.method}, out, console=console, **how)
     return found, tested
 
 
-def _check(names: Mapping[str, object]) -> None:
-    known = [field.name for field in fields(AttentionRegulation)]
+def _check(names: Mapping[str, object], base: Method) -> None:
+    known = [field.name for field in fields(base)]
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{', '.join(unknown)} is no hyper-parameter; those are {', '.join(known)}")
 

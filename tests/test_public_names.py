@@ -8,7 +8,8 @@ PUBLIC = {
         "load_prompts", "recording",
     },
     "regulate": {
-        "FIXED", "METHODS", "PAPER", "AttentionRegulation", "Given", "Method", "Request", "applied", "combined", "generate",
+        "FIXED", "METHODS", "PAPER", "AttentionRegulation", "Given", "Method", "Request", "applied", "combined",
+        "generate",
     },
     "analysis": {"ablate", "compare", "demo", "search"},
     "metrics": {

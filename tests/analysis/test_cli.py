@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from analysis import cli
 from analysis.plan import animal_pairs, halves
-from regulate import AttentionRegulation
+from regulate import METHODS, AttentionRegulation
 
 COMMANDS = ("compare", "demo")
 
@@ -56,16 +56,26 @@ def test_demo_passes_its_options_on(called, tmp_path):
 
 def test_compare_runs_on_all_pairs_one_half_or_searches(called, tmp_path):
     tune, test = halves(animal_pairs())
-    for options in ([], ["--pairs", "tune"], ["--pairs", "test"], ["--search", "--seeds", "4"]):
+    for options in ([], ["--pairs", "tune"], ["--pairs", "test"], ["--search", "--seeds", "4", "--method", "boost"]):
         assert run("compare", "--out", str(tmp_path), *options).exit_code == 0
-    published = {"published": AttentionRegulation()}
+    published = {"regulation": AttentionRegulation()}
     assert called == [
         *(
             ("compare_methods", pairs, range(16), published, tmp_path, ("model", "emoji"))
             for pairs in (animal_pairs(), tune, test)
         ),
-        ("search_variants", animal_pairs(), range(4), tmp_path, ("model", "emoji")),
+        ("search_variants", animal_pairs(), range(4), tmp_path, ("base", METHODS["boost"]), ("model", "emoji")),
     ]
+
+
+def test_several_methods_are_compared_at_once_and_searched_one_by_one(called, tmp_path):
+    names = ("--method", "boost", "--method", "syngen")
+    assert run("compare", "--out", str(tmp_path), *names).exit_code == 0
+    assert called[0][3] == {"boost": METHODS["boost"], "syngen": METHODS["syngen"]}
+    answer = run("compare", "--search", *names)
+    assert answer.exit_code == 2
+    assert "--search is of one --method, got boost, syngen" in " ".join(answer.output.split())
+    assert run("compare", "--method", "none").exit_code == 2
 
 
 def test_a_search_chooses_its_halves_itself(called):

@@ -1,15 +1,18 @@
 """Ablations and searches: honest comparisons on the random model, of two steps an image."""
 
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
 from analysis.plan import animal_pairs, halves
-from analysis.search import FINALISTS, SPACE, Range, ablate, search, search_and_test
+from analysis.search import FINALISTS, ablate, search, search_and_test
 from analysis.shards import read_shards
-from regulate import AttentionRegulation
+from analysis.spaces import REGULATION, SPACES, Range, space_of
+from regulate import AttentionRegulation, Method
+from regulate.catalogue import CATALOGUE
 
 FEW = AttentionRegulation(iterations=2)
 SMALL = {"step_size": Range(1.0, 100.0, log=True), "layers": {"8x8": "last-down-first-up", "all": "*"}}
@@ -67,9 +70,31 @@ def test_what_was_found_is_tested_on_the_other_half_beside_the_published_set(tmp
 
 def test_the_space_is_of_hyper_parameters_around_the_released_ones():
     base = AttentionRegulation()
-    for name, choice in SPACE.items():
+    for name, choice in REGULATION.items():
         value = getattr(base, name)
         assert choice.low <= value <= choice.high if isinstance(choice, Range) else value in choice.values()
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_the_space_of_each_method_is_of_values_that_it_allows(name):
+    method = CATALOGUE[name].method
+    assert space_of(method) == SPACES[method.name]
+    for field, choice in SPACES[name].items():
+        assert hasattr(method, field), field
+        for value in (choice.low, choice.high) if isinstance(choice, Range) else choice.values():
+            assert getattr(replace(method, **{field: value}), field) == value
+
+
+def test_a_method_without_a_space_is_searched_in_a_named_one_only():
+    with pytest.raises(ValueError, match="space must be named for 'plain'; known are those of regulation, composable"):
+        space_of(Method())
+
+
+def test_another_method_than_regulation_is_searched_in_its_own_space(tmp_path, known):
+    base = CATALOGUE["boost"].method
+    found = search(animal_pairs()[:1], range(2), tmp_path, trials=1, base=base, **known)
+    assert isinstance(found.method, type(base))
+    assert set(found.trials.columns) == {"trial", "difference", "layers", "amount", "until"}
 
 
 @pytest.mark.parametrize(

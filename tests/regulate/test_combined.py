@@ -34,6 +34,7 @@ GIVEN = [
 ]
 SEARCH = InitNO(cross=0.0, own=0.0, rounds=1, moves=3, last_moves=2)
 REGULATION = AttentionRegulation(step_size=5.0, iterations=4)
+DENSE = DenseDiffusion(until=0.5)  # one of two steps
 EXCITE = replace(attend_and_excite.FIXED, refinements=1)
 
 
@@ -47,7 +48,7 @@ def hooks_of(pipe) -> int:
 
 
 def made(pipe, method, prompts=PROMPTS, targets=TARGETS, seeds=(3, 4), given=GIVEN, record=None, **options):
-    options = {"num_inference_steps": 3, "guidance_scale": 2.0, "output_type": "latent"} | options
+    options = {"num_inference_steps": 2, "guidance_scale": 2.0, "output_type": "latent"} | options
     with applied(pipe, method, prompts, targets, seeds, record=record, given=given) as run:
         return pipe(prompts, generator=run.generators, **options, **run.call).images
 
@@ -68,17 +69,18 @@ def noise_under(pipe, method) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "method",
-    [GuidanceScale(3.0), EXCITE, SEARCH, DivideAndBind(together=None, needless=False, refinements=1)],
+    [GuidanceScale(1.5), EXCITE, SEARCH, DivideAndBind(together=None, needless=False, refinements=1)],
     ids=lambda method: method.name,
 )
 def test_beside_a_boost_of_nothing_a_method_is_what_it_is_alone(pipe, method):
+    """Up to float32 rounding: the edited attention is computed in another order, and two steps multiply that."""
     alone = made(pipe, method)
     found = made(pipe, combined(Boost(0.0), method))
-    torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found, alone, atol=3e-5, rtol=1e-4)
     assert not torch.allclose(found, made(pipe, Method()), atol=1e-3)
 
 
-@pytest.mark.parametrize("edit", [REGULATION, Boost(), DenseDiffusion()], ids=lambda method: method.name)
+@pytest.mark.parametrize("edit", [REGULATION, Boost(), DENSE], ids=lambda method: method.name)
 def test_an_edit_follows_the_noise_that_was_found_whatever_the_order(pipe, edit):
     """Regulation and the boost are of sampling passes: the search does not see them. DenseDiffusion's edit it sees."""
     found = [made(pipe, combined(*pair)) for pair in ((SEARCH, edit), (edit, SEARCH))]
@@ -124,9 +126,9 @@ def test_a_loss_sees_the_attention_that_a_layout_made(pipe):
         if torch.is_grad_enabled() and edited is not None and tap.site in wanted:
             seen.append((tap.probs().detach(), edited.probs.detach()))
 
-    made(pipe, combined(DenseDiffusion(), method), record=record, num_inference_steps=4)
-    assert len(seen) == len(wanted)  # guidance has a pass before two of the four steps; the edit is of one, 4 * 0.3
-    own, edited = (torch.stack(part).mean((0, 2)) for part in zip(*seen, strict=True))
+    made(pipe, combined(DENSE, method), record=record, num_inference_steps=4)
+    assert len(seen) == 2 * len(wanted)  # guidance and the edit are both of two of four steps
+    own, edited = (torch.stack(part[: len(wanted)]).mean((0, 2)) for part in zip(*seen, strict=True))
     for image in range(2):
         shown = method.shown[image].flatten(1).transpose(0, 1)
         torch.testing.assert_close(shown, edited[image], atol=1e-6, rtol=1e-5)
@@ -134,9 +136,9 @@ def test_a_loss_sees_the_attention_that_a_layout_made(pipe):
 
 
 def test_layout_and_guidance_together_are_neither_of_the_two(pipe):
-    found = made(pipe, combined(DenseDiffusion(), EXCITE), num_inference_steps=4)
-    for alone in (DenseDiffusion(), EXCITE, Method()):
-        assert not torch.allclose(found, made(pipe, alone, num_inference_steps=4), atol=1e-3)
+    found = made(pipe, combined(DENSE, EXCITE))
+    for alone in (DENSE, EXCITE, Method()):
+        assert not torch.allclose(found, made(pipe, alone), atol=1e-3)
 
 
 def test_a_guidance_scale_and_a_boost_are_the_boost_called_with_that_scale_bit_for_bit(pipe):
@@ -154,7 +156,7 @@ def test_the_noise_that_was_found_is_composed(pipe):
 
 def test_a_composition_is_guided_by_the_scale_that_is_set(pipe):
     prompt, words = PROMPTS[:1], TARGETS[:1]
-    slow = slow_edits.composed_latents(pipe, ["a cat", "a red dog"], [4.0, 4.0], seed=3, steps=3)
+    slow = slow_edits.composed_latents(pipe, ["a cat", "a red dog"], [4.0, 4.0], seed=3, steps=2)
     for pair in ((GuidanceScale(4.0), Composable()), (Composable(), GuidanceScale(4.0))):
         found = made(pipe, combined(*pair), prompt, words, (3,), ())
         torch.testing.assert_close(found, slow, atol=1e-4, rtol=1e-4)
@@ -165,7 +167,7 @@ def test_a_composition_is_guided_by_the_scale_that_is_set(pipe):
     [
         (
             (EXCITE, DivideAndBind()),
-            "attend-and-excite and divide-and-bind cannot be combined, for both are of latent guidance: each would move",
+            "attend-and-excite and divide-and-bind cannot be combined, for both are of latent guidance: each would",
         ),
         ((SEARCH, InitNO()), "for both are of initial noise: the second would undo what the first has found"),
         ((Composable(), Composable(2.0)), "for both are of noise composition: the batch can be widened once"),
@@ -193,8 +195,8 @@ def test_what_cannot_act_together_is_refused_with_the_reason(methods, message):
         ((GuidanceScale(2.0), GuidanceScale(3.0)), "cannot be combined, for both would set guidance_scale"),
         (
             (DenseDiffusion(), AttendAndExcite()),
-            r"dense-diffusion\+attend-and-excite: an edit is of a whole batch, attend-and-excite looks at 1 of 2 images "
-            "at a time; give it together=None",
+            r"dense-diffusion\+attend-and-excite: an edit is of a whole batch, attend-and-excite looks at 1 of 2 "
+            "images at a time; give it together=None",
         ),
     ],
 )
@@ -212,13 +214,13 @@ def test_what_cannot_act_on_one_batch_or_model_together_is_refused_and_nothing_r
 
 def test_guidance_may_look_at_more_images_at_a_time_than_the_batch_has(pipe):
     wide = replace(EXCITE, together=4)
-    assert torch.equal(made(pipe, combined(DenseDiffusion(), wide)), made(pipe, combined(DenseDiffusion(), EXCITE)))
+    assert torch.equal(made(pipe, combined(DENSE, wide)), made(pipe, combined(DENSE, EXCITE)))
 
 
 def test_guidance_of_one_image_at_a_time_goes_with_an_edit_in_batches_of_one(pipe):
-    asked = Request(PROMPTS[0], ("cat", "dog"), (3, 4), steps=3, guidance=2.0, batch=1, given=GIVEN[0])
-    found = generate(pipe, asked, combined(DenseDiffusion(), AttendAndExcite()))
-    alone = generate(pipe, replace(asked, seeds=(4,)), combined(DenseDiffusion(), AttendAndExcite()))
+    asked = Request(PROMPTS[0], ("cat", "dog"), (3, 4), steps=2, guidance=2.0, batch=1, given=GIVEN[0])
+    found = generate(pipe, asked, combined(DENSE, AttendAndExcite(refinements=1)))
+    alone = generate(pipe, replace(asked, seeds=(4,)), combined(DENSE, AttendAndExcite(refinements=1)))
     assert found.sha256[1:] == alone.sha256
 
 
@@ -238,9 +240,10 @@ def test_name_kinds_and_parameters_are_those_of_all(pipe, tmp_path):
     assert method.name == "initno+regulation"
     assert method.kinds == ("initial noise", "attention edit")
     assert method.parameters() == {"initno": SEARCH.parameters(), "regulation": REGULATION.parameters()}
-    assert method.gradient_passes(10) == tuple(
-        map(sum, zip(SEARCH.gradient_passes(10), REGULATION.gradient_passes(10)))
-    )
+    assert SEARCH.gradient_passes(10) == (1, 5)
+    assert method.gradient_passes(10) == (1, 5)  # regulation has none
+    assert EXCITE.gradient_passes(10)[0] > 0
+    assert combined(SEARCH, EXCITE).gradient_passes(10)[0] == 1 + EXCITE.gradient_passes(10)[0]
     assert combined(SEARCH, REGULATION) == method
     assert combined(SEARCH, FIXED) != method
     assert (Method.name, Combined.kinds) == ("plain", ())
@@ -283,7 +286,7 @@ class Idle(Method):
 def test_a_combination_is_traced_whole(pipe, tmp_path):
     stock = pipe(PROMPTS[0], num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
     with Store.create(tmp_path / "t.duckdb") as store, recording(pipe, store) as session:
-        image = made(pipe, combined(SEARCH, DenseDiffusion(), GuidanceScale(7.5)), PROMPTS[:1], TARGETS[:1], (3,),
+        image = made(pipe, combined(SEARCH, DENSE, GuidanceScale(7.5)), PROMPTS[:1], TARGETS[:1], (3,),
                      GIVEN[:1], num_inference_steps=2, output_type="pil")[0]  # fmt: skip
         assert store.verify(session.run_id)["whole"].all()
         assert store.sql("SELECT guidance FROM runs")["guidance"].tolist() == [7.5]

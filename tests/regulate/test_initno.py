@@ -33,7 +33,7 @@ def hooks_of(pipe) -> int:
 
 
 def made(pipe, method, prompts=PROMPTS, targets=TARGETS, seeds=(3, 4), **options):
-    options = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "latent"} | options
+    options = {"num_inference_steps": 1, "guidance_scale": 5.0, "output_type": "latent"} | options
     with applied(pipe, method, prompts, targets, seeds) as run:
         return pipe(prompts, generator=run.generators, **options, **run.call).images
 
@@ -129,13 +129,13 @@ def test_noise_that_will_do_is_left_as_it_is_after_one_pass(pipe):
     stock = made(pipe, Method())
     with counting(pipe.unet) as count:
         assert torch.equal(made(pipe, InitNO(**AT_ONCE)), stock)
-    assert (count.passes, count.with_gradient) == (3, 1)
+    assert (count.passes, count.with_gradient) == (2, 1)
 
 
 def test_noise_that_never_will_is_searched_in_every_round_and_the_best_of_them_longer(pipe):
     with counting(pipe.unet) as count:
         found = begun(pipe, InitNO(**NEVER, rounds=3, moves=2, last_moves=4))
-    assert (count.passes, count.with_gradient) == (2 + 3 * 2 + 4, 3 * 2 + 4)
+    assert (count.passes, count.with_gradient) == (1 + 3 * 2 + 4, 3 * 2 + 4)
     assert InitNO(**NEVER, rounds=3, moves=2, last_moves=4).gradient_passes(2) == (1, 10)
     assert not torch.allclose(found, noise_of(3, 4), atol=1e-3)
 
@@ -173,9 +173,8 @@ def test_success_in_a_later_round_is_taken_with_that_round_s_noise(pipe, monkeyp
     better = next(round_ for round_ in range(1, 5) if cross[round_] < cross[0])
     tried = losses[better][0][1].detach()
     with counting(pipe.unet) as count:
-        found = begun(
-            pipe, InitNO(cross=(cross[better] + cross[0]) / 2, own=1.0, rounds=5, moves=1), PROMPTS[:1], TARGETS[:1], (3,)
-        )  # fmt: skip
+        method = InitNO(cross=(cross[better] + cross[0]) / 2, own=1.0, rounds=5, moves=1)
+        found = begun(pipe, method, PROMPTS[:1], TARGETS[:1], (3,))
     assert torch.equal(found, tried)
     assert count.with_gradient == better + 1
 
@@ -191,7 +190,7 @@ def test_the_divergence_stays_below_its_bound_for_every_image(pipe, monkeypatch)
 
 
 def test_an_image_s_noise_does_not_depend_on_its_batch(pipe):
-    method = InitNO(**NEVER, rounds=2, moves=3, last_moves=3)
+    method = InitNO(**NEVER, rounds=2, moves=2, last_moves=2)
     both = begun(pipe, method)
     for image, seed in enumerate((3, 4)):
         place = slice(image, image + 1)
@@ -218,14 +217,14 @@ def test_all_is_done_before_the_first_step_of_each_call(pipe):
 def test_under_a_scheduler_whose_noise_is_larger_the_search_is_for_noise_of_deviation_1(pipe, monkeypatch):
     """Euler's latents begin at 14.6 times the noise, and the network sees them scaled down again."""
     pipe.scheduler = EulerDiscreteScheduler(**NOISE)
-    stock = made(pipe, Method())
-    torch.testing.assert_close(made(pipe, InitNO(**AT_ONCE)), stock, atol=1e-4, rtol=1e-4)
+    stock = made(pipe, Method(), num_inference_steps=2)
+    torch.testing.assert_close(made(pipe, InitNO(**AT_ONCE), num_inference_steps=2), stock, atol=1e-4, rtol=1e-4)
     seen: list[float] = []
     handle = pipe.unet.conv_in.register_forward_pre_hook(
         lambda module, args: seen.append(float(args[0].detach().std()))
     )
     calls = spied(monkeypatch, "_optimised")
-    found = begun(pipe, InitNO(**NEVER, rounds=1, moves=2, last_moves=2))
+    found = begun(pipe, InitNO(**NEVER, rounds=1, moves=2, last_moves=2), num_inference_steps=2)
     handle.remove()
     assert pipe.scheduler.init_noise_sigma > 10
     assert max(seen[:5]) < 1.5  # four moves, and the first step
@@ -250,7 +249,7 @@ def test_wrong_requests_are_refused(pipe):
             InitNO(**wrong)
     with (
         torch.inference_mode(),
-        pytest.raises(ValueError, match="latents cannot be guided in torch.inference_mode"),
+        pytest.raises(ValueError, match="latents cannot be guided in torch"),
     ):
         made(pipe, InitNO())
     assert hooks_of(pipe) == 0

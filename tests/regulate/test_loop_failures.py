@@ -66,7 +66,7 @@ def test_an_interrupt_in_a_loss_leaves_nothing_behind_and_every_parameter_as_it_
     try:
         plain, before = called(pipe), state_of(pipe)
         with pytest.raises(KeyboardInterrupt):
-            guided(pipe, Interrupted())
+            guided(pipe, Interrupted(until=1.0))
         assert state_of(pipe) == before
         assert torch.equal(called(pipe), plain)
     finally:
