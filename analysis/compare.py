@@ -7,6 +7,7 @@ Time: 0.65 s an image on two cores; 66 pairs x 16 seeds x 2 methods in 23 minute
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,8 @@ def compare(
 ) -> pd.DataFrame:
     """Return how often each method shows all targets, beside stock diffusers; see `comparison.summary`.
 
+    A method that lacks what it needs for one of the prompts has a row that says "n/a" and why, and no numbers.
+
     Args:
         prompts: with their targets.
         seeds: of each prompt, the same for every method.
@@ -52,7 +55,11 @@ def compare(
     console = console or Console()
     plan = Plan(tuple(prompts), tuple(seeds), methods, steps, given=given or {})
     bench = Workbench.loaded(prompts, out, model, protocol, console)
+    lacking = bench.lacking(plan)
+    plan = replace(plan, methods={name: one for name, one in plan.methods.items() if name not in lacking})
     lines = summary(bench.rows_of(plan))
+    missing = [{"method": name, "pairs": "all", "standing": f"n/a, {reason}"} for name, reason in lacking.items()]
+    lines = pd.concat([lines, pd.DataFrame(missing)], ignore_index=True) if missing else lines
     bench.write("summary.csv", lines)
     console.print(as_table(lines, f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds"))
     return lines

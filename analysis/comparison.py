@@ -45,7 +45,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns method, pairs, prompts, images, rate, rate_low, rate_high, difference, difference_low,
-        difference_high, won, lost, both_found, both_fail (images), better, equal, worse (prompts), protocol.
+        difference_high, won, lost, both_found, both_fail (images), better, equal, worse (prompts), protocol, standing:
+        "acts", or of how many images the method had nothing to do, which are plain ones.
         A kind that the plan has no prompt of has no row.
 
     Raises:
@@ -62,8 +63,15 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
             if prompts:
                 theirs = found_matrix(rows, PLAIN, prompts, seeds)
                 line = _line(found_matrix(rows, method, prompts, seeds), theirs)
-                lines.append({"method": method, "pairs": kind} | line | {"protocol": protocols[0]})
+                told = {"protocol": protocols[0], "standing": _standing(rows, method, prompts)}
+                lines.append({"method": method, "pairs": kind} | line | told)
     return pd.DataFrame(lines)
+
+
+def _standing(rows: pd.DataFrame, method: str, prompts: Sequence[str]) -> str:
+    mine = rows[(rows["method"] == method) & rows["prompt"].isin(prompts)].drop_duplicates(["prompt", "seed"])
+    idle = int((mine["standing"] == "no-op").sum())
+    return f"no-op for {idle} of {len(mine)} images" if idle else "acts"
 
 
 def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "prompt seed"]) -> dict[str, object]:
@@ -107,9 +115,13 @@ def as_table(lines: pd.DataFrame, title: str) -> Table:
         table.add_column(heading, justify="left" if left else "right", vertical="bottom", no_wrap=heading != "method")
     named = ""
     for line in lines.itertuples(index=False):
+        if line.standing.startswith("n/a"):
+            table.add_row(line.method, "n/a", *[""] * 7)
+            continue
         difference = Interval(line.difference, line.difference_low, line.difference_high)
         shares = [f"{getattr(line, name) / line.images:.1%}" for name in ("won", "lost", "both_found", "both_fail")]
         against = ["-"] * 5 if line.method == PLAIN else [str(difference), *shares]
         label, named = "" if line.method == named else line.method, line.method
+        label += f"\n({line.standing})" if label and line.standing != "acts" else ""
         table.add_row(label, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against)
     return table

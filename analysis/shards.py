@@ -5,6 +5,7 @@ Conventions: one row per (method, prompt, seed, target):
     method, parameters (JSON), prompt_id, prompt, seen (whether training showed the pair), seed, target
     score         of the target's best box, in [0, 1]; found if it is above `threshold`
     threshold, protocol, image_sha256
+    standing      "no-op" where the method had nothing to do, so that the image is the plain one; else "acts"
 """
 
 import hashlib
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("threshold", pa.float64()),
         ("protocol", pa.string()),
         ("image_sha256", pa.string()),
+        ("standing", pa.string()),
     ]
 )
 
@@ -57,7 +59,8 @@ def read_shards(folder: Path) -> pd.DataFrame:
     """Return all rows, each key once."""
     files = [str(path) for path in sorted(folder.glob("*.parquet"))]
     rows = dataset(files, SCHEMA, format="parquet").to_table() if files else SCHEMA.empty_table()
-    return rows.to_pandas().drop_duplicates(KEY, ignore_index=True)
+    frame = rows.to_pandas().drop_duplicates(KEY, ignore_index=True)
+    return frame.assign(standing=frame["standing"].fillna("acts"))  # files from before there were methods that idle
 
 
 def done(folder: Path, protocol: str) -> set[tuple[str, str, int]]:

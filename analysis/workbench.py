@@ -19,6 +19,7 @@ from metrics.detection import detect
 from metrics.protocols import DetectionProtocol, emoji_detection
 from metrics.weights import Detector, load_detector
 from regulate import Given, Method, Request, generate
+from regulate.applied import subjects_of
 from tracer.models import load_pipeline
 from tracer.prompts import Prompt
 from tracer.scenes import is_seen
@@ -87,6 +88,18 @@ class Workbench:
         rows = rows[rows["seed"].isin(plan.seeds) & (rows["protocol"] == self.detector.protocol.name)]
         return pd.concat([rows[rows["spec"] == spec].assign(method=name) for name, spec in specs.items()])
 
+    def lacking(self, plan: Plan) -> dict[str, str]:
+        """Return the methods that lack what they need for a prompt of the plan, with the reason."""
+        found: dict[str, str] = {}
+        for name, method in plan.methods.items():
+            for prompt in plan.prompts:
+                given = [plan.given.get(prompt.text, Given())]
+                subject = subjects_of(self.pipe, [prompt.text], [prompt.targets], plan.seeds[:1], given)[0]
+                standing = method.standing(subject)
+                if standing.verdict == "n/a":
+                    found.setdefault(name, f"{prompt.text!r}: {standing.reason}")
+        return found
+
     def write(self, name: str, table: pd.DataFrame) -> None:
         """Write a table beside the rows, whole or not at all."""
         partial = self.out / f"{name}.partial"
@@ -109,6 +122,7 @@ class Workbench:
             "seen": is_seen(prompt.targets),
             "threshold": protocol.threshold,
             "protocol": protocol.name,
+            "standing": made.standing.verdict,
         }
         rows = [
             same | {"seed": seed, "target": detection.target, "score": detection.score, "image_sha256": sha256}

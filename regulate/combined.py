@@ -88,6 +88,11 @@ class Combined(Method):
             raise ValueError(f"{self.name} cannot be combined, for both would set {', '.join(twice)}")
         return every
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether the passes of each are of all the images of a batch."""
+        return all(method.whole_batches for method in self.methods)
+
     def gradient_passes(self, steps: int, images: int = 1) -> tuple[int, int]:
         """Return how many passes with gradients a batch takes at least and at most."""
         least, most = zip(*(method.gradient_passes(steps, images) for method in self.methods), strict=True)

@@ -92,6 +92,12 @@ def generate(
     request = replace(request, targets=wanted_of(request.prompt, request.targets))
     subjects = subjects_of(pipe, [request.prompt], [request.targets], request.seeds, [request.given])
     standing = standings_of(method, subjects)[0]
+    kinds = set() if trace is None else set((capture or Capture()).kinds) - {"sample"}
+    if kinds and not method.whole_batches and min(request.batch, len(request.seeds)) > 1:
+        raise ValueError(
+            f"{method.name} makes passes of some images of a batch, of which a trace cannot keep {', '.join(kinds)}; "
+            "give the method together=None, or the request batch=1"
+        )
     images: list[Image.Image] = []
     with ExitStack() as stack:
         traced = None

@@ -107,6 +107,11 @@ class Guidance(Method):
         """
         return (LatentUpdate("latent guidance", Guide(self, pipe, subjects, passes)),)
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether its passes are of all the images of a batch."""
+        return self.together is None
+
     def gradient_passes(self, steps: int, images: int = 1) -> tuple[int, int]:
         """Return how many passes a batch takes at least, if all thresholds are reached at once, and at most."""
         altered = range(whole(self.until, steps))

@@ -207,6 +207,11 @@ class Method:
         """Return what acts on one batch of images, in pipeline order."""
         return ()
 
+    @property
+    def whole_batches(self) -> bool:
+        """Whether all its passes are of all the images of a batch, as a trace of them must be."""
+        return True
+
     def gradient_passes(self, steps: int, images: int = 1) -> tuple[int, int]:
         """Return how many passes of the network with gradients a batch takes at least and at most, beside its steps."""
         return 0, 0

@@ -15,10 +15,12 @@ from rich.console import Console
 
 from analysis import compare as compare_methods
 from analysis import workbench
+from analysis.comparison import as_table
 from analysis.plan import Plan, animal_pairs
 from analysis.shards import read_shards
 from analysis.workbench import Workbench, fingerprint
-from regulate import AttentionRegulation, Request, generate
+from regulate import METHODS, AttentionRegulation, Given, Request, generate
+from regulate.layout import layout_of_prompt
 from tracer.models import load_pipeline
 from tracer.scenes import is_seen
 
@@ -168,3 +170,37 @@ def test_the_plan_counts_what_is_left(tmp_path, tiny_pipe, tiny_detector):
     text = console.export_text()
     assert text.count("2/2") >= 2
     assert "4/4" not in text
+
+
+def test_where_a_method_has_nothing_to_do_the_table_says_so_and_its_images_are_the_plain_ones(run, tmp_path):
+    lines = run(tmp_path, methods={"syngen": METHODS["syngen"]})
+    told = lines[lines["pairs"] == "all"].set_index("method")
+    assert told.loc["syngen", "standing"] == "no-op for 4 of 4 images"  # "a cat and a dog": no noun has a modifier
+    assert told.loc["plain", "standing"] == "acts"
+    hashes = read_shards(tmp_path / "rows").groupby("method")["image_sha256"].unique().map(sorted)
+    assert hashes["syngen"] == hashes["plain"]
+
+
+def test_a_method_that_lacks_what_it_needs_has_a_row_that_says_so_and_no_numbers(run, tmp_path):
+    methods = {"dense-diffusion": METHODS["dense-diffusion"], **REGULATION}
+    lines = run(tmp_path, methods=methods).set_index("method")
+    told = lines.loc["dense-diffusion"]
+    assert told["standing"] == f"n/a, {PAIRS[0].text!r}: it has no layout"
+    assert told[["rate", "difference", "images"]].isna().all()
+    assert set(read_shards(tmp_path / "rows")["method"]) == {"plain", "regulation"}
+    shown = StringIO()
+    Console(file=shown, width=80).print(as_table(lines.reset_index(), "two prompts"))
+    assert "n/a" in shown.getvalue()
+
+
+def test_layouts_are_a_part_of_what_was_done(run, tmp_path, tiny_model, tiny_protocol, quiet):
+    layouts = [{p.text: Given(layout=layout_of_prompt(p.text, p.targets, seed)) for p in PAIRS} for seed in (0, 1)]
+    for given in (layouts[0], layouts[1], layouts[0]):
+        lines = compare_methods(
+            PAIRS, range(2), {"dense": METHODS["dense-diffusion"]}, tmp_path, model=tiny_model, protocol=tiny_protocol,
+            steps=2, given=given, console=quiet,
+        )  # fmt: skip
+        assert lines["standing"].eq("acts").all()
+    rows = read_shards(tmp_path / "rows").query("method == 'dense'")
+    assert rows["spec"].nunique() == 2
+    assert len(rows) == 2 * 2 * 2 * 2  # layouts, prompts, seeds, targets: the third time nothing was to do

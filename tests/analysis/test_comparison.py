@@ -23,6 +23,7 @@ def rows() -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"method": m, "prompt": p, "seen": seen, "seed": s, "target": t, "threshold": 0.5, "protocol": "p1"}
+            | {"standing": "acts"}
             | {"score": 0.9 if FOUND[m][i][s] or (t == "second") == bool(s % 2) else 0.5}
             for m in FOUND
             for i, (p, seen) in enumerate(PROMPTS.items())

@@ -1,15 +1,17 @@
 """Shards: rows that are on disk whole, once, and read back as they were."""
 
+import pyarrow as pa
 import pytest
+from pyarrow.parquet import write_table
 
-from analysis.shards import done, read_shards, write_shard
+from analysis.shards import SCHEMA, done, read_shards, write_shard
 
 
 def rows(seeds=(0, 1), spec="s1", protocol="p1", prompt="a cat and a dog") -> list[dict[str, object]]:
     return [
         {"spec": spec, "method": "plain", "parameters": "{}", "prompt_id": "animals-000", "prompt": prompt}
         | {"seen": True, "seed": seed, "target": target, "score": 0.25 + seed, "threshold": 0.5}
-        | {"protocol": protocol, "image_sha256": f"{seed:064}"}
+        | {"protocol": protocol, "image_sha256": f"{seed:064}", "standing": "no-op" if seed else "acts"}
         for seed in seeds
         for target in ("cat", "dog")
     ]
@@ -18,6 +20,13 @@ def rows(seeds=(0, 1), spec="s1", protocol="p1", prompt="a cat and a dog") -> li
 def test_rows_come_back_as_they_were_written(tmp_path):
     write_shard(tmp_path / "rows", rows())
     assert read_shards(tmp_path / "rows").to_dict("records") == rows()
+
+
+def test_rows_from_before_methods_could_idle_are_of_methods_that_acted(tmp_path):
+    old = pa.schema([field for field in SCHEMA if field.name != "standing"])
+    write_table(pa.Table.from_pylist(rows((5,)), old), tmp_path / "old.parquet")
+    write_shard(tmp_path, rows((1,)))
+    assert read_shards(tmp_path).groupby("seed")["standing"].unique().map(list).to_dict() == {5: ["acts"], 1: ["no-op"]}
 
 
 def test_an_image_is_done_under_its_specification_and_protocol_only(tmp_path):

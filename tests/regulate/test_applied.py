@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from regulate import METHODS, AttentionRegulation, Method, Request, applied, generate
+from regulate import METHODS, AttentionRegulation, Method, Request, applied, combined, generate
 from tracer.capture import Capture
 from tracer.pictures import digest
 from tracer.store import Store
@@ -131,6 +133,21 @@ def test_an_interrupt_leaves_no_hook_and_a_failed_run(tiny_pipe, tmp_path):
             generate(tiny_pipe, request(1, 2, batch=1), trace=store, done=interrupt)
         assert store.sql("SELECT status FROM runs")["status"].tolist() == ["failed"]
     assert hooks_of(tiny_pipe) == 0
+
+
+def test_guidance_of_some_images_at_a_time_is_refused_where_a_trace_wants_its_passes(tiny_pipe, tmp_path):
+    every, released = Capture(kinds=("sample", "guidance")), METHODS["attend-and-excite"]
+    with Store.create(tmp_path / "t.duckdb") as store:
+        with pytest.raises(ValueError, match="a trace cannot keep guidance; give the method together=None, or the req"):
+            generate(tiny_pipe, request(3, 4), released, store, every)
+        with pytest.raises(ValueError, match=r"initno\+attend-and-excite makes passes of some images"):
+            generate(tiny_pipe, request(3, 4), combined(METHODS["initno"], released), store, every)
+        assert store.sql("SELECT * FROM runs").empty
+        once = replace(released, refine_at=())
+        generate(tiny_pipe, request(3, 4, batch=1), once, store, every)
+        generate(tiny_pipe, request(3, 4), replace(once, needless=False, together=None), store, every)
+        counts = store.sql("SELECT run_id, count(*) n FROM calls WHERE kind = 'guidance' GROUP BY ALL ORDER BY ALL")
+    assert counts["n"].tolist() == [2 * 3, 2 * 1]  # images x passes; mended, one of three steps is altered
 
 
 def test_methods_are_found_by_name():

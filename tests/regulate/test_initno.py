@@ -2,6 +2,7 @@
 
 import random
 from copy import copy
+from typing import Any
 
 import families
 import pytest
@@ -17,8 +18,8 @@ from regulate.initno import InitNO, conflict_loss, noise_divergence
 
 PROMPTS, TARGETS = ["a cat and a red dog", "a lion with glasses"], [["cat", "dog"], ["lion", "glasses"]]
 NOISE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
-NEVER = {"cross": 0.0, "own": 0.0}
-AT_ONCE = {"cross": 2.0, "own": 2.0}
+NEVER: dict[str, Any] = {"cross": 0.0, "own": 0.0}
+AT_ONCE: dict[str, Any] = {"cross": 2.0, "own": 2.0}
 
 
 @pytest.fixture
@@ -241,10 +242,21 @@ def test_the_loss_falls(pipe, monkeypatch):
     assert min(joint[1:]) < joint[0] - 1e-3
 
 
+def test_the_conflict_counts_only_where_the_cross_attention_loss_is_small_enough(pipe, monkeypatch):
+    once = {**NEVER, "rounds": 1, "moves": 1, "last_moves": 0}
+    never, always = (begun(pipe, InitNO(**once, conflict_below=bound)) for bound in (0.0, 1.0))
+    monkeypatch.setattr(initno, "conflict_loss", lambda text, own, words: own.sum() * 0)
+    without = begun(pipe, InitNO(**once))
+    assert torch.equal(never, without)
+    assert not torch.allclose(without, noise_of(3, 4), atol=1e-4)
+    assert not torch.allclose(always, without, atol=1e-4)
+
+
 def test_wrong_requests_are_refused(pipe):
     with pytest.raises(ValueError, match="InitNO needs at least one target for every prompt"):
         made(pipe, InitNO(), targets=[["cat"], []])
-    for wrong in ({"rounds": 0}, {"moves": 0}, {"last_moves": -1}):
+    wrongs: list[dict[str, Any]] = [{"rounds": 0}, {"moves": 0}, {"last_moves": -1}]
+    for wrong in wrongs:
         with pytest.raises(ValueError, match="rounds and moves must be at least 1, last_moves at least 0, got"):
             InitNO(**wrong)
     with (
