@@ -192,6 +192,8 @@ class _Search:
             if not waiting.any():
                 return best.noise
         assert best is not None
+        if not method.last_moves:
+            return best.noise
         last = self._optimised(moment, begun, waiting, method.last_moves, scale)
         return torch.where(waiting[:, None, None, None], last.noise, best.noise)
 
