@@ -22,7 +22,8 @@ from analysis.plan import PLAIN, Plan, halves
 from analysis.spaces import Range, Space, space_of
 from analysis.workbench import Workbench
 from metrics.protocols import DetectionProtocol
-from regulate import AttentionRegulation, Method
+from regulate import AttentionRegulation, Given, Method
+from regulate.applied import NotApplicable
 from tracer.prompts import Prompt
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def search(
     model: str = "emoji",
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
+    given: Mapping[str, Given] | None = None,
     console: Console | None = None,
 ) -> Searched:
     """Search hyper-parameters with Optuna's TPE sampler for the best detection rate over plain, paired by image.
@@ -120,11 +122,13 @@ def search(
         model: as in `analysis.compare.compare`.
         protocol: likewise.
         steps: of the scheduler.
+        given: what else is known of a prompt, by its text.
         console: where progress and the table go.
 
     Raises:
         ImportError: Optuna is not installed.
-        ValueError: the space names no hyper-parameter, or there are too few seeds or trials.
+        ValueError: the space names no hyper-parameter, there are too few seeds or trials, or the method lacks what it
+            needs for a prompt.
     """
     if len(seeds) < 2 or trials < 1:
         raise ValueError(f"a search needs at least two seeds and one trial, got {len(seeds)} and {trials}")
@@ -134,12 +138,15 @@ def search(
     study = _study()
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
     first = tuple(seeds)[: len(seeds) // 2]
+    wanted = Plan(tuple(prompts), first, {"base": base}, steps, given=given or {})
+    for reason in bench.lacking(wanted).values():
+        raise NotApplicable(f"{base.name} cannot be searched: {reason}")
     methods: dict[str, Method] = {}
     lines = []
     for number in range(trials):
         trial, name = study.ask(), f"trial {number}"
         methods[name] = replace(base, **_suggested(trial, space))
-        rows = bench.rows_of(Plan(tuple(prompts), first, {name: methods[name]}, steps))
+        rows = bench.rows_of(replace(wanted, methods={name: methods[name]}))
         texts = [prompt.text for prompt in prompts]
         gain = found_matrix(rows, name, texts, first).mean() - found_matrix(rows, PLAIN, texts, first).mean()
         study.tell(trial, float(gain))
@@ -147,7 +154,8 @@ def search(
         bench.write("trials.csv", pd.DataFrame(lines))
     table = pd.DataFrame(lines)
     best = table.sort_values("difference", ascending=False, kind="stable")["trial"][:FINALISTS]
-    finalists = summary(bench.rows_of(Plan(tuple(prompts), tuple(seeds), {n: methods[n] for n in best}, steps)))
+    finals = replace(wanted, seeds=tuple(seeds), methods={name: methods[name] for name in best})
+    finalists = summary(bench.rows_of(finals))
     bench.write("finalists.csv", finalists)
     console.print(as_table(finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"))
     every = finalists[(finalists["pairs"] == "all") & (finalists["method"] != PLAIN)]

@@ -1,7 +1,8 @@
 """What of each method is searched: which fields, over which values.
 
-Conventions: every space spans two decades of step or weight around the released one; layers are the emoji world's,
-where of two resolutions the 8x8 one is the default. A search of another model names its own.
+Conventions: the steps of latent guidance span about two decades around the released ones, other fields what could make
+sense of them; layers are the emoji world's, where of two resolutions the 8x8 one is the default. A search of another
+model names its own.
 """
 
 from collections.abc import Mapping

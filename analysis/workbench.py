@@ -68,25 +68,30 @@ class Workbench:
 
     def rows_of(self, plan: Plan) -> pd.DataFrame:
         """Do what of the plan is not done, and return its rows, in the order of its methods."""
-        specs = {name: self._spec(plan, method) for name, method in plan.methods.items()}
         known = done(self.out / "rows", self.detector.protocol.name)
-        each = {spec: name for name, spec in specs.items()}  # one method under two names is done once
-        work = [
-            (prompt, name, tuple(s for s in plan.seeds if (spec, prompt.text, s) not in known))
-            for prompt in plan.prompts
-            for spec, name in each.items()
-        ]
+        specs = {
+            name: {p.text: self._spec(plan, method, p) for p in plan.prompts} for name, method in plan.methods.items()
+        }
+        work: dict[tuple[str, str], tuple[Prompt, str, tuple[int, ...]]] = {}
+        for prompt in plan.prompts:
+            for name, by_prompt in specs.items():
+                spec = by_prompt[prompt.text]  # one method under two names is done once
+                missing = tuple(seed for seed in plan.seeds if (spec, prompt.text, seed) not in known)
+                work.setdefault((spec, prompt.text), (prompt, name, missing))
         columns = TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
         with Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("images", total=sum(len(seeds) for _, _, seeds in work))
-            for prompt, name, seeds in work:
+            task = progress.add_task("images", total=sum(len(seeds) for _, _, seeds in work.values()))
+            for (spec, _), (prompt, name, seeds) in work.items():
                 if seeds:
-                    self._do(plan, prompt, name, seeds, specs[name])
+                    self._do(plan, prompt, name, seeds, spec)
                     progress.advance(task, len(seeds))
         rows = read_shards(self.out / "rows")
-        rows = rows[rows["prompt"].isin([prompt.text for prompt in plan.prompts])]
         rows = rows[rows["seed"].isin(plan.seeds) & (rows["protocol"] == self.detector.protocol.name)]
-        return pd.concat([rows[rows["spec"] == spec].assign(method=name) for name, spec in specs.items()])
+        parts = []
+        for name, by_prompt in specs.items():
+            wanted = rows["prompt"].map(by_prompt) == rows["spec"]
+            parts.append(rows[wanted].assign(method=name))
+        return pd.concat(parts)
 
     def lacking(self, plan: Plan) -> dict[str, str]:
         """Return the methods that lack what they need for a prompt of the plan, with the reason."""
@@ -131,7 +136,7 @@ class Workbench:
         ]
         write_shard(self.out / "rows", rows)
 
-    def _spec(self, plan: Plan, method: Method) -> str:
+    def _spec(self, plan: Plan, method: Method, prompt: Prompt) -> str:
         facts = {
             "weights": self.weights,
             "scheduler": type(self.pipe.scheduler).__name__,
@@ -142,8 +147,9 @@ class Workbench:
             "guidance": plan.guidance,
             "batch": plan.batch,
         }
-        if plan.given:
-            facts["given"] = sorted((text, given.digest()) for text, given in plan.given.items())
+        given = plan.given.get(prompt.text, Given())
+        if given != Given() and method != Method():
+            facts["given"] = given.digest()
         text = json.dumps(facts, sort_keys=True, default=str)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 

@@ -130,6 +130,8 @@ def applied(
         stack.callback(pipe.unet.register_forward_pre_hook(guard).remove)
         stack.enter_context(_named(passes, method))
         interventions = method.interventions(pipe, subjects, passes)
+        if record is not None and "noise composition" in method.kinds:
+            raise ValueError(f"{method.name} gives the network other texts than the prompts, which cannot be recorded")
         if record is not None:
             stack.enter_context(attending(pipe.unet, attention_sites(pipe.unet), record=record))
         for context in attachments(pipe, interventions, passes):
@@ -180,17 +182,22 @@ def _named(passes: Passes, method: Method) -> Iterator[None]:
 
 
 class _PromptGuard:
-    """Compares the text embeddings of a call's first pass with those of the prompts that were announced."""
+    """Compares the text embeddings of a call's first pass, of guidance too, with those of the prompts announced."""
 
     def __init__(self, pipe: DiffusionPipeline, prompts: list[str], images: int, passes: Passes):
         self.pipe, self.prompts, self.images, self.passes = pipe, prompts, images, passes
         self.expected: Tensor | None = None
+        self.checked = False
 
     def __call__(self, unet: nn.Module, args: Any) -> None:
-        if self.passes.kind != "sample" or self.passes.step != 0 or self.passes.text is None:
+        sampling = self.passes.kind == "sample"
+        if self.passes.step != 0 or self.passes.text is None or (self.checked and not sampling):
             return
         text = self.passes.text[self.passes.rows]
         expected = self._announced(text.device)
+        if not sampling:  # guidance comes first, perhaps of some images at a time
+            expected = expected[: len(text)]
+        self.checked = not sampling
         if text.shape != expected.shape:
             raise ValueError(f"the pipeline was called for {len(text)} images, the block for {len(expected)}")
         if not torch.allclose(text.float(), expected.float(), atol=1e-3, rtol=1e-2):

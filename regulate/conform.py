@@ -5,6 +5,7 @@ Source: arXiv 2312.06059; the formula as in the released code @4ad0e37 (MIT).
 Conventions: those of `regulate.smoothing`. The members of a class are a group's tokens, now and in the step before.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,11 +65,21 @@ def conform_loss(
     return loss / pairs
 
 
+def distinct(groups: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Return the groups without tokens that several of them have: they cannot be like one and unlike the other."""
+    counts = Counter(position for group in groups for position in dict.fromkeys(group))
+    kept = [tuple(position for position in dict.fromkeys(group) if counts[position] == 1) for group in groups]
+    return [group for group in kept if group]
+
+
 @dataclass(frozen=True)
 class Conform(Guidance):
-    """The method's hyper-parameters beside those of `Guidance`; each default is the released code's.
+    """The method's hyper-parameters beside those of `Guidance`; each default is the released notebook's.
+
+    The released pipeline's own defaults are others: 25 steps of 50, and a softmax over the tokens.
 
     Attributes:
+        until: 30 steps of 50.
         refine_at: at steps 0, 10, 20 of 50 the latents are moved 20 times, whatever the loss.
         temperature: of the cosine similarities.
         parser: of the prompt, see `structure.groups_of`, where the user gave no groups; a noun and its modifiers are
@@ -77,6 +88,7 @@ class Conform(Guidance):
 
     name: ClassVar[str] = "conform"
     refine_at: tuple[tuple[float, float | None], ...] = ((0.0, None), (0.2, None), (0.4, None))
+    until: float = 0.6
     temperature: float = 0.5
     parser: str = "auto"
 
@@ -94,7 +106,7 @@ class Conform(Guidance):
     def loss_of(self, pipe: DiffusionPipeline, subject: Subject) -> ImageLoss:
         """Return the loss of an image."""
         found = bound(pipe.tokenizer, subject.prompt, groups_for(subject, self.parser))
-        groups = [tuple(dict.fromkeys(p for word in (*g.modifiers, g.noun) for p in word)) for g in found]
+        groups = distinct([[p for word in (*group.modifiers, group.noun) for p in word] for group in found])
         return lambda look: conform_loss(look.maps, groups, look.before, self.temperature)
 
 

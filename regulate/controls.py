@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
-from regulate.guidance import whole
 from regulate.layers import LAST_DOWN_FIRST_UP, chosen_sites
 from regulate.method import Arguments, AttentionEdit, Kind, Method, Subject
+from regulate.shares import begun
 from tracer.passes import Passes
 from tracer.sites import attention_sites
 from tracer.tap import Edited, Tap
@@ -52,7 +52,7 @@ class Boost(Method):
         columns: dict[int, Tensor] = {}
 
         def edit(tap: Tap) -> Edited | None:
-            if passes.kind != "sample" or passes.step >= whole(self.until, passes.steps):
+            if passes.kind != "sample" or passes.step >= begun(self.until, passes.steps):
                 return None
             scores = tap.scores(passes.rows)
             if scores.shape[-1] not in columns:

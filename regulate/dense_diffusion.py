@@ -12,7 +12,8 @@ where s is smaller for larger segments. Words outside of all phrases, start, end
 pixel. The embedding of a phrase within the prompt is replaced by that of the phrase alone. The released code counts
 passes in a global, for one square image at a time, and gives both of two equal phrases the first one's place.
 
-The edits act in passes of guidance too, so that a loss sees the attention that the image will be made with.
+The edits act in passes of guidance too, so that a loss sees the text attention that the image will be made with; of
+self-attention it sees what the model would have done.
 """
 
 from collections.abc import Callable
@@ -24,9 +25,9 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from regulate.guidance import whole
 from regulate.layout import Layout, placed, resized
 from regulate.method import ACTS, AttentionEdit, Kind, Method, Standing, Subject, TextEdit
+from regulate.shares import whole
 from tracer.passes import Passes
 from tracer.sites import attention_sites, self_attention_sites
 from tracer.tap import Edited, Replaced, Tap

@@ -14,7 +14,7 @@ Passes of the network, all of an image's: as many sampling passes as steps, and 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from regulate.layers import LAST_DOWN_SIZE, sites_of_one_size
 from regulate.looking import Looker, frozen
 from regulate.loop import Moment
 from regulate.method import Kind, LatentUpdate, Method, Subject
+from regulate.shares import whole
 from tracer.passes import Passes
 from tracer.sites import attention_sites
 
@@ -63,8 +64,9 @@ class Guidance(Method):
             move as often as allowed.
         refinements: moves at such a step, at most.
         scaled: whether the extra passes see latents as the scheduler scales them, which matters for Euler and the like.
-        needless: also make the passes of released code whose results are not used, and look at the loss there when it
-            does: before a move, not after it.
+        needless: whether to make the passes of released code that mended code leaves out: one at every step, used or
+            not; one before the first move of a refinement, one after the last. The loss is then looked at before each
+            move, not after it.
         together: images in one extra pass; None for all of the batch.
     """
 
@@ -132,11 +134,6 @@ class Guidance(Method):
         return step in found, found.get(step)
 
 
-def whole(share: float, steps: int) -> int:
-    """Return how many whole steps a share of them is."""
-    return math.floor(round(share * steps, 9))
-
-
 @dataclass(frozen=True)
 class _Seen:
     """Latents, and the losses that they have, with the graph between the two; and what thresholds are compared with."""
@@ -158,7 +155,11 @@ class Guide:
         sites = sites_of_one_size(pipe.unet, attention_sites(pipe.unet), method.layers)
         self.method, self.unet = method, pipe.unet
         self.look = Looker(pipe, passes, sites, scaled=method.scaled)
-        self.losses = [method.loss_of(pipe, subject) for subject in subjects]
+        known: dict[Subject, ImageLoss] = {}  # images of one prompt share what is found out of it
+        for subject in subjects:
+            if (unseeded := replace(subject, seed=0)) not in known:
+                known[unseeded] = method.loss_of(pipe, subject)
+        self.losses = [known[replace(subject, seed=0)] for subject in subjects]
         self.reaches = [method.reach_of(pipe, subject) for subject in subjects]
         self.idle = [method.standing(subject).verdict != "acts" for subject in subjects]
         self.before: list[Tensor | None] = [None] * len(subjects)

@@ -8,7 +8,9 @@ at the first timestep, and back while the noise is too far from a Gaussian one. 
 taken; after some rounds of new noise without success, the best one is moved longer.
 
 Conventions: images are optimised side by side, each as if alone; one that has succeeded rests. Of the released code's
-losses the two of the paper are here; it adds one that clears a map around its peak, with a mask by Otsu's threshold.
+losses the two of the paper are here; it adds one that clears a map around its peak, with a mask by Otsu's threshold,
+and after the noise it guides the latents by these losses. That guidance is not here: ``combined(InitNO(),
+METHODS["attend-and-excite-fixed"])`` is what comes nearest.
 """
 
 from collections.abc import Sequence
@@ -217,10 +219,11 @@ class _Search:
                 break
             mean, log_var = mean.detach().requires_grad_(), log_var.detach().requires_grad_()
             cross, own = self._losses(moment, (noise * (0.5 * log_var).exp() + mean) * scale)
-            score = torch.where(active, (cross + own).detach(), score)
+            counted = torch.where(cross > method.conflict_below, 0.0, own)
+            # noise whose conflict was not counted ranks behind all that whose was, as in the released code
+            score = torch.where(active, (cross + counted + (counted <= 1e-6)).detach(), score)
             done = done | (active & (cross < method.cross) & (own < method.own))
-            joint = cross + torch.where(cross > method.conflict_below, 0.0, own)
-            slopes = torch.autograd.grad(joint.sum(), (mean, log_var))
+            slopes = torch.autograd.grad((cross + counted).sum(), (mean, log_var))
             moving = active & ~done
             with torch.no_grad():
                 mean, log_var = (
@@ -234,9 +237,9 @@ class _Search:
         self, mean: Tensor, log_var: Tensor, adams: tuple[_Adam, _Adam], moving: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return mean and variance moved back until their divergence is small enough."""
-        for _ in range(1000):
+        for turn in range(1000):
             far = moving & (noise_divergence(mean, log_var) > self.method.divergence)
-            if not far.any():
+            if turn % 8 == 0 and not far.any():  # asked now and then: each time waits for the device
                 break
             size = mean[0].numel()
             slopes = mean / size, 0.5 * (log_var.exp() - 1) / size
@@ -248,7 +251,8 @@ class _Search:
     def _losses(self, moment: Moment, latents: Tensor) -> tuple[Float[Tensor, " image"], Float[Tensor, " image"]]:
         maps: Maps = self.look(moment, latents)
         cross, own = [], []
-        for text, regions, words in zip(maps.text, maps.own, self.words, strict=True):
-            cross.append(attend_and_excite_loss(text, [(position,) for word in words for position in word]))
-            own.append(conflict_loss(text, regions, words))
+        with torch.autocast(latents.device.type, enabled=False):  # or products of the maps would be half precision
+            for text, regions, words in zip(maps.text, maps.own, self.words, strict=True):
+                cross.append(attend_and_excite_loss(text, [(position,) for word in words for position in word]))
+                own.append(conflict_loss(text, regions, words))
         return torch.stack(cross), torch.stack(own)

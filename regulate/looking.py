@@ -1,8 +1,9 @@
 """The attention maps of a moment, with the graph that leads from the latents to them.
 
 Conventions: maps are means over the heads and layers of the chosen sites, edited maps where an edit acts; float32. The
-network's parameters are frozen, and its pass counts as one of guidance. Latents are float32 whatever the model's type:
-their gradients would vanish in half precision.
+network's parameters are frozen, and its pass counts as one of guidance. Latents and losses are float32 whatever the
+model's type; within a float16 network gradients are float16 all the same, and those of very flat losses vanish there
+(bfloat16 keeps them).
 """
 
 from collections.abc import Iterator, Sequence

@@ -7,6 +7,7 @@ callback is called as ever, and the network's further inputs (SDXL's) are those 
 
 PNDM's second pass and Heun's second stage start from a sample that the scheduler keeps: a change before them moves only
 the noise prediction. Attend-and-Excite's code does so with PNDM, and so do we; before a second stage nothing is done.
+UniPC's corrector, DPM-Solver's single-step form and PNDM with Runge-Kutta steps do so at most steps: a warning says so.
 
 Conventions: a step is one of the schedule's: PNDM's second pass is one, a second stage (Heun) is of the step before.
 """
@@ -17,9 +18,10 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from inspect import signature
 from typing import Any
+from warnings import warn
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, DPMSolverSinglestepScheduler, PNDMScheduler, UniPCMultistepScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -75,6 +77,12 @@ def steering(pipe: DiffusionPipeline, updates: Sequence[Update]) -> Iterator[Non
         raise ValueError(
             f"latents can be guided in pipelines that make images of texts alone with a UNet, got {type(pipe).__name__}"
         )
+    if _keeps_samples(pipe.scheduler):
+        warn(
+            f"{type(pipe.scheduler).__name__} goes on from samples that it keeps, so that most moves of the latents "
+            "change the noise prediction only; DDIM, DPM-Solver (multistep) and Euler take them whole",
+            stacklevel=2,
+        )
     loop = _Loop(pipe, updates)
     with overriding(pipe, __call__=loop.call(type(pipe)), prepare_latents=loop.preparing(type(pipe))):
         handle = pipe.unet.register_forward_pre_hook(loop.before, prepend=True, with_kwargs=True)
@@ -82,6 +90,15 @@ def steering(pipe: DiffusionPipeline, updates: Sequence[Update]) -> Iterator[Non
             yield
         finally:
             handle.remove()
+
+
+def _keeps_samples(scheduler: object) -> bool:
+    """Return whether most steps start from a sample of the scheduler's own, not from the latents that it is given."""
+    if isinstance(scheduler, UniPCMultistepScheduler):
+        return True
+    if isinstance(scheduler, DPMSolverSinglestepScheduler):
+        return scheduler.config.solver_order > 1  # pyright: ignore[reportAttributeAccessIssue]
+    return isinstance(scheduler, PNDMScheduler) and not scheduler.config.skip_prk_steps  # pyright: ignore
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from regulate.layout import Layout
 from regulate.loop import Moment
-from regulate.structure import Group, groups_of
+from regulate.structure import Group, groups_of, parser_used
 from tracer.attention import attending
 from tracer.passes import Passes
 from tracer.tap import Edit
@@ -217,5 +217,6 @@ class Method:
         return 0, 0
 
     def parameters(self) -> dict[str, object]:
-        """Return the hyper-parameters, as they go into the trace and the run's identity."""
-        return asdict(self)
+        """Return the hyper-parameters, as they go into the trace and the run's identity: the parser that is used."""
+        known: dict[str, object] = asdict(self)
+        return known | {"parser": parser_used(str(known["parser"]))} if "parser" in known else known

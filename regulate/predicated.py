@@ -68,8 +68,9 @@ def predicated_loss(
 
     - ``exists(noun)`` for each of `nouns`;
     - ``implies(modifier, noun) + implies(noun, modifier)`` for each pair of a group: one-to-one correspondence;
-    - ``leak * excludes(noun, other)`` for each noun of a group and each modifier of each other group: once, not once
-      for every modifier of the noun, and not once more for the modifier, since it is symmetric;
+    - ``leak * excludes(noun, other)`` for each noun of a group and each modifier that only other groups have ("the cat
+      and the dog are red" share theirs): once, not once for every modifier of the noun, and not once more for the
+      modifier, since it is symmetric;
     - ``implies(owned, owner)`` for each pair of `owners`: possession.
 
     Args:
@@ -83,7 +84,12 @@ def predicated_loss(
         ValueError: a word has no token, or one beyond the maps.
     """  # noqa: D415 # the sentence is the list's too
     pairs = [(group.noun, modifier) for group in groups for modifier in group.modifiers]
-    strange = [(one.noun, modifier) for one, other in permutations(groups, 2) for modifier in other.modifiers]
+    strange = [
+        (one.noun, modifier)
+        for one, other in permutations(groups, 2)
+        for modifier in other.modifiers
+        if modifier not in one.modifiers
+    ]
     wanted = [*pairs, *((modifier, noun) for noun, modifier in pairs), *owners]
     known = word_maps(maps, [*nouns, *(word for pair in (*wanted, *strange) for word in pair)])
     loss = nothing(maps)

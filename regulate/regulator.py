@@ -5,7 +5,6 @@ Conventions: scores lie tokens first, "batch head token pixel"; what the solver 
 from the host, and nothing waits.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -20,6 +19,7 @@ from regulate.dominance import Watch, log_ratio
 from regulate.kernels import gaussian_kernels
 from regulate.method import Subject
 from regulate.objective import Solution, bias_of, distance, optimum
+from regulate.shares import begun
 from regulate.softmax import Members, biased, members_of, reduced
 from tracer.passes import Passes
 from tracer.tap import Edited, Tap
@@ -60,12 +60,12 @@ class Regulator:
     @property
     def watched(self) -> int:
         """How many steps are watched before the first that is edited."""
-        return max(1, _first(self.method.watch, self.passes.steps)) if self.method.when == "dominant" else 0
+        return max(1, begun(self.method.watch, self.passes.steps)) if self.method.when == "dominant" else 0
 
     @property
     def end(self) -> int:
         """The first step that is no longer edited."""
-        return _first(self.method.until, self.passes.steps)
+        return begun(self.method.until, self.passes.steps)
 
     def __call__(self, tap: Tap) -> Edited | None:
         """Return the regulated probabilities of the conditional rows, or None where nothing is edited."""
@@ -157,11 +157,6 @@ class Regulator:
                     chance = torch.Generator().manual_seed(seed % 2**63)
                     starts[step, :own, image] = torch.rand(heads, own, kernels, generator=chance).transpose(0, 1)
         return starts.flatten(2, 3)
-
-
-def _first(share: float, steps: int) -> int:
-    """Return how many of the steps a share of them is, rounded up: 7 of 25 for 0.28, whose product is above 7."""
-    return math.ceil(round(share * steps, 9))
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,23 @@ def groups_of(prompt: str, parser: str = "auto", shown: bool = False) -> tuple[G
     )
 
 
+def parser_used(parser: str) -> str:
+    """Return the parser that is meant: of "auto" the one that this installation has.
+
+    Raises:
+        ValueError: there is no such parser.
+    """
+    if parser not in PARSERS:
+        raise ValueError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
+    if parser != "auto":
+        return parser
+    try:
+        english()
+    except ImportError:
+        return "rule"
+    return "spacy"
+
+
 def owners_of(prompt: str, groups: Sequence[Group]) -> tuple[tuple[str, str], ...]:
     """Return pairs of an owned noun and its owner, as the groups write them.
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from regulate.guidance import Guidance, ImageLoss
+from regulate.guidance import Guidance, ImageLoss, Look
 from regulate.method import ACTS, Standing, Subject
 from regulate.smoothing import smoothed
 
@@ -106,5 +106,12 @@ class TSam(Guidance):
 
     def loss_of(self, pipe: DiffusionPipeline, subject: Subject) -> ImageLoss:
         """Return the loss of an image."""
-        wanted = text_similarity(text_attention(pipe, subject.prompt), subject.end, self.power).to(pipe.unet.device)
-        return lambda look: t_sam_loss(look.maps, wanted)
+        similarity = text_similarity(text_attention(pipe, subject.prompt), subject.end, self.power)
+        there: dict[torch.device, Tensor] = {}  # where the maps turn out to be, once
+
+        def loss(look: Look) -> Float[Tensor, ""]:
+            device = look.maps.device
+            there.setdefault(device, similarity if similarity.device == device else similarity.to(device))
+            return t_sam_loss(look.maps, there[device])
+
+        return loss

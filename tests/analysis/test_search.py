@@ -11,8 +11,9 @@ from analysis.plan import animal_pairs, halves
 from analysis.search import FINALISTS, ablate, search, search_and_test
 from analysis.shards import read_shards
 from analysis.spaces import REGULATION, SPACES, Range, space_of
-from regulate import AttentionRegulation, Method
+from regulate import AttentionRegulation, Given, Method
 from regulate.catalogue import CATALOGUE
+from regulate.layout import layout_of_prompt
 
 FEW = AttentionRegulation(iterations=2)
 SMALL = {"step_size": Range(1.0, 100.0, log=True), "layers": {"8x8": "last-down-first-up", "all": "*"}}
@@ -122,3 +123,13 @@ def test_without_optuna_a_search_says_how_to_install_it(tmp_path, known, monkeyp
     with pytest.raises(ImportError, match=r"pip install 'attnreg\[search\]'"):
         search(animal_pairs()[:1], (0, 1), tmp_path / "out", **known)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_method_that_needs_a_layout_is_searched_with_one_and_refused_without_before_anything_is_made(tmp_path, known):
+    pairs, base = animal_pairs()[:1], CATALOGUE["dense-diffusion"].method
+    with pytest.raises(ValueError, match="dense-diffusion cannot be searched: 'a cat and a dog': it has no layout"):
+        search(pairs, range(2), tmp_path, trials=1, base=base, **known)
+    assert not (tmp_path / "rows").exists()
+    given = {pairs[0].text: Given(layout=layout_of_prompt(pairs[0].text, pairs[0].targets, 0))}
+    found = search(pairs, range(2), tmp_path, trials=1, base=base, given=given, **known)
+    assert isinstance(found.method, type(base))

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metrics.machine import counting
 from regulate import METHODS, AttentionRegulation, Method, Request, applied, combined, generate
 from tracer.capture import Capture
 from tracer.pictures import digest
@@ -96,6 +97,36 @@ def test_another_prompt_than_the_one_given_is_refused(tiny_pipe):
         applied(tiny_pipe, AttentionRegulation(), PROMPT, TARGETS),
     ):
         tiny_pipe("a cat and a lion", num_inference_steps=2)
+    assert hooks_of(tiny_pipe) == 0
+
+
+def test_another_prompt_is_refused_before_guidance_has_cost_its_passes(tiny_pipe):
+    for method, images in ((METHODS["attend-and-excite"], 2), (METHODS["initno"], 1)):
+        wrong = ["a cat and a lion", "a cat and a dog"][:images]
+        named = [PROMPT, "a cat and a bird"][:images]
+        with (
+            counting(tiny_pipe.unet) as count,
+            pytest.raises(ValueError, match="called with another prompt than"),
+            applied(tiny_pipe, method, named, [TARGETS, ("cat", "bird")][:images], seeds=range(images)),
+        ):
+            tiny_pipe(wrong, num_inference_steps=2)
+        assert count.passes == 0
+
+
+def test_a_block_whose_prompt_was_refused_still_guards_the_next_call(tiny_pipe):
+    with applied(tiny_pipe, METHODS["attend-and-excite"], PROMPT, TARGETS):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="called with another prompt than"):
+                tiny_pipe("a cat and a lion", num_inference_steps=2)
+        tiny_pipe(PROMPT, num_inference_steps=1)
+
+
+def test_a_record_of_composed_passes_is_refused(tiny_pipe):
+    with (
+        pytest.raises(ValueError, match="composable gives the network other texts than the prompts"),
+        applied(tiny_pipe, METHODS["composable"], PROMPT, TARGETS, record=lambda tap, edited: None),
+    ):
+        pass
     assert hooks_of(tiny_pipe) == 0
 
 

@@ -99,7 +99,7 @@ def test_fifty_steps_take_the_passes_that_the_papers_state():
         AttendAndExcite(): (50, 50 + 3 * 21),
         attend_and_excite.FIXED: (25, 25 + 3 * 20),
         Conform(): (50 + 3 * 21, 50 + 3 * 21),
-        conform.FIXED: (25 + 3 * 20, 25 + 3 * 20),
+        conform.FIXED: (30 + 3 * 20, 30 + 3 * 20),
         SynGen(): (25, 25),
         PredicatedDiffusion(): (25, 25),
         TSam(): (25, 25),

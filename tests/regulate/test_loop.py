@@ -1,5 +1,6 @@
 """Guidance in a pipeline's own loop: beside a loop written out, under many schedulers, with its user's callbacks."""
 
+import warnings
 from dataclasses import replace
 
 import families
@@ -9,6 +10,7 @@ import torch
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
@@ -62,6 +64,7 @@ def guided(pipe, method, seeds=(3,), **options):
         return called(pipe, seeds, **options)
 
 
+@pytest.mark.filterwarnings("ignore:UniPCMultistepScheduler goes on from samples")
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_under_every_scheduler_the_latents_are_those_of_a_loop_written_out(pipe, name):
     """And they are the plain ones bit for bit where the loss moves nothing, and the same again in a second run."""
@@ -226,3 +229,23 @@ def test_a_method_that_alters_no_step_makes_no_pass_of_its_own(pipe):
     assert (count.passes, count.with_gradient) == (STEPS, 0)
     assert torch.equal(found, plain)
     assert torch.equal(guided(pipe, Method()), plain)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "keeps"),
+    [
+        (UniPCMultistepScheduler(**NOISE), True),
+        (DPMSolverSinglestepScheduler(**{k: v for k, v in NOISE.items() if k != "steps_offset"}, solver_order=2), True),
+        (PNDMScheduler(**NOISE, skip_prk_steps=False), True),
+        (PNDMScheduler(**NOISE, skip_prk_steps=True), False),
+        (DDIMScheduler(**NOISE), False),
+        (DPMSolverMultistepScheduler(**NOISE), False),
+    ],
+)
+def test_a_scheduler_that_goes_on_from_samples_of_its_own_is_warned_of(pipe, scheduler, keeps):
+    pipe.scheduler = scheduler
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with steering(pipe, []):
+            pass
+    assert [type(scheduler).__name__ in str(one.message) for one in said] == [True] * keeps

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.host_sync import HostSyncs
-from regulate.conform import conform_loss
+from regulate.conform import conform_loss, distinct
 from regulate.divide_and_bind import attend_loss, bind_loss, divergence, divide_and_bind_loss, total_variation
 from regulate.predicated import excludes, exists, implies, predicated_loss, word_maps
 from regulate.smoothing import chosen, over_pixels, smoothed, words_only
@@ -430,3 +430,16 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused(message):
     with pytest.raises(ValueError, match=message):
         REFUSED[message]()
+
+
+def test_a_modifier_of_two_nouns_is_kept_off_neither():
+    """As of "the cat and the dog are red": one token, two groups."""
+    maps = MAPS.double()
+    shared, one = [Bound((1,), ((5,),)), Bound((2,), ((5,),))], [Bound((1,), ((5,),)), Bound((2,), ((6,),))]
+    assert float(predicated_loss(maps, [], shared, leak=1.0)) == float(predicated_loss(maps, [], shared, leak=0.0))
+    assert float(predicated_loss(maps, [], one, leak=1.0)) > float(predicated_loss(maps, [], one, leak=0.0))
+
+
+def test_a_token_of_two_classes_is_of_none():
+    assert distinct([[5, 1], [5, 2], [5]]) == [(1,), (2,)]
+    assert distinct([[1, 1, 3], [2]]) == [(1, 3), (2,)]

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from regulate import nouns
+from regulate import METHODS, nouns, structure
 from regulate.nouns import auto_targets
-from regulate.structure import Bound, Group, bound, groups_of, owners_of
+from regulate.structure import Bound, Group, bound, groups_of, owners_of, parser_used
 from tracer.prompts import attend_and_excite_templates
 from tracer.scenes import ANIMALS, COLOURS, OBJECTS
 from tracer.words import positions_of, tokens_of
@@ -276,3 +276,16 @@ def test_spacy_where_it_is_missing_tells_how_to_install_it(no_spacy):
 
 def test_with_spacy_the_choice_falls_on_it():
     assert groups_of("a very red dog") == groups_of("a very red dog", "spacy") == (Group("dog", ("very", "red")),)
+
+
+def test_the_parser_that_is_used_is_a_part_of_what_was_done(monkeypatch):
+    assert parser_used("auto") == METHODS["syngen"].parameters()["parser"] == "spacy"
+    assert parser_used("rule") == "rule"
+
+    def without():
+        raise ImportError("no spaCy")
+
+    monkeypatch.setattr(structure, "english", without)
+    assert parser_used("auto") == METHODS["syngen"].parameters()["parser"] == "rule"
+    with pytest.raises(ValueError, match="parser must be one of auto, spacy, rule, got 'guess'"):
+        parser_used("guess")
