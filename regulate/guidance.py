@@ -13,6 +13,7 @@ Passes of the network, all of an image's: as many sampling passes as steps, and 
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -52,7 +53,7 @@ ImageLoss = Callable[[Look], Float[Tensor, ""]]
 
 
 @dataclass(frozen=True)
-class Guidance(Method):
+class Guidance(Method, ABC):
     """The schedule of latent guidance.
 
     Attributes:
@@ -91,9 +92,9 @@ class Guidance(Method):
         if self.needless and self.together != 1:
             raise ValueError(f"together must be 1 with needless passes, as in released code, got {self.together}")
 
+    @abstractmethod
     def loss_of(self, pipe: DiffusionPipeline, subject: Subject) -> ImageLoss:
         """Return the loss of an image."""
-        raise NotImplementedError
 
     def reach_of(self, pipe: DiffusionPipeline, subject: Subject) -> ImageLoss | None:
         """Return what an image's thresholds are compared with, larger being better; None for 1 - loss."""

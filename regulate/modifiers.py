@@ -10,7 +10,7 @@ Source: the dependency labels, and that modifiers also stand behind verbs, are S
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from regulate.nouns import FUNCTION_WORDS, _is_verb, _names, _parsed, _ruled, _Words
+from regulate.nouns import FUNCTION_WORDS, Words, is_verb, names_something, parsed_nouns, ruled_nouns
 from tracer.scenes import COLOURS
 
 LABELS = frozenset(("amod", "nmod", "compound", "npadvmod", "advmod", "acomp"))
@@ -24,15 +24,15 @@ _NOUNS = ("NOUN", "PROPN")
 Found = dict[int, set[int]]  # of each noun its modifiers
 
 
-def by_rule(words: _Words) -> Found:
+def by_rule(words: Words) -> Found:
     """Return the nouns that `regulate.nouns` finds by its plain rule, with the content words before each."""
     texts = words.texts
-    nouns = {last for _, last in _ruled(words) if not _is_second_colour(words, last)}
+    nouns = {last for _, last in ruled_nouns(words) if not _is_second_colour(words, last)}
     nouns |= {  # "a cat wearing glasses" is one run of content words to the plain rule, which keeps its last
         index
         for index, text in enumerate(texts)
-        if words.after(index) in OWNING - {"with"} and _names(text) and text not in HUES | OWNING
-        if not _is_verb(words, index)
+        if words.after(index) in OWNING - {"with"} and names_something(text) and text not in HUES | OWNING
+        if not is_verb(words, index)
     }
     nouns = {noun - 1 if _is_deed(words, noun) and texts[noun - 1] not in HUES else noun for noun in nouns}
     found = _mended(words, {noun: set() for noun in nouns})
@@ -40,21 +40,21 @@ def by_rule(words: _Words) -> Found:
         index = noun
         while words.joined(index) and index - 1 not in found and texts[index - 1] not in OWNING:
             index -= 1
-            if _names(texts[index]) and texts[index] not in NUMBERS:
+            if names_something(texts[index]) and texts[index] not in NUMBERS:
                 modifiers.add(index)
             elif not (texts[index] == "and" and index - 1 in modifiers):  # of "red and blue", red was mended
                 break
     return found
 
 
-def _is_second_colour(words: _Words, index: int) -> bool:
+def _is_second_colour(words: Words, index: int) -> bool:
     """Return whether a colour that is also a thing stands beside another: "an orange and blue bowl"."""
     return words.texts[index] in HUES and words.after(index) == "and" and words.after(index + 1) in HUES
 
 
-def _is_deed(words: _Words, index: int) -> bool:
+def _is_deed(words: Words, index: int) -> bool:
     """Return whether a "noun" behind another word is rather what that does: "a dog lays", "a cat and a dog stand"."""
-    if not (words.joined(index) and _names(words.texts[index - 1])):
+    if not (words.joined(index) and names_something(words.texts[index - 1])):
         return False
     text = words.texts[index]
     stands = text in _STANDING and "and" in words.texts[:index]
@@ -62,17 +62,17 @@ def _is_deed(words: _Words, index: int) -> bool:
     return stands or (ends and _leader(words, index) in ("a", "an"))
 
 
-def _leader(words: _Words, index: int) -> str:
+def _leader(words: Words, index: int) -> str:
     """Return the function word that leads up to the word, over the "and" of "a black and white cat"."""
     while words.joined(index):
         index -= 1
         paired = words.texts[index] == "and" and words.texts[max(index - 1, 0)] in HUES
-        if not (paired or _names(words.texts[index])):
+        if not (paired or names_something(words.texts[index])):
             return words.texts[index]
     return ""
 
 
-def by_grammar(words: _Words, tokens: Sequence[Any]) -> Found:
+def by_grammar(words: Words, tokens: Sequence[Any]) -> Found:
     """Return the nouns that `regulate.nouns` finds with spaCy, with what hangs on each by one of the labels."""
     places = {token.i: index for token in tokens for index, span in enumerate(words.spans) if _lies(token, span)}
     hanging: Found = {}
@@ -80,11 +80,11 @@ def by_grammar(words: _Words, tokens: Sequence[Any]) -> Found:
         if (place := places.get(token.i)) is not None and words.spans[place][1] == token.idx + len(token):
             hanging[place] = {places[other.i] for other in _hanging(token) if other.i in places}
     found: Found = {}
-    for first, last in _parsed(words, lambda _: tokens):
+    for first, last in parsed_nouns(words, lambda _: tokens):
         deed = _is_deed(words, last) and (first < last or last - 1 in found)
         noun = last - 1 if deed else last
         modifiers = hanging[noun] | {index for index in hanging[last] if deed and index < noun}
-        found[noun] = {i for i in modifiers - {noun} if _names(words.texts[i]) or words.texts[i] == "very"}
+        found[noun] = {i for i in modifiers - {noun} if names_something(words.texts[i]) or words.texts[i] == "very"}
     taken = set().union(*found.values())
     return _mended(words, {noun: modifiers for noun, modifiers in found.items() if noun not in taken})
 
@@ -144,7 +144,7 @@ def _has_article(token: Any) -> bool:
     return any(child.dep_ == "det" for child in token.children)
 
 
-def _mended(words: _Words, found: Found) -> Found:
+def _mended(words: Words, found: Found) -> Found:
     """Return the modifiers with colours that hang on no noun given to the next noun, or to the one before "is"."""
     taken = set().union(*found.values())
     for index, text in enumerate(words.texts):
@@ -156,14 +156,14 @@ def _mended(words: _Words, found: Found) -> Found:
     return found
 
 
-def _described(words: _Words, colour: int, found: Found) -> int | None:
+def _described(words: Words, colour: int, found: Found) -> int | None:
     """Return the noun that the colour belongs to by its place; None where nothing says so."""
     texts = words.texts
     index = colour + 1
     while _listed(words, index):
         if index in found and texts[index] not in HUES:
             return index
-        if not (texts[index] == "and" or _names(texts[index])):
+        if not (texts[index] == "and" or names_something(texts[index])):
             break
         index += 1
     index = colour
@@ -174,7 +174,7 @@ def _described(words: _Words, colour: int, found: Found) -> int | None:
     return max((noun for noun in found if noun < index - 1), default=None)
 
 
-def _listed(words: _Words, index: int) -> bool:
+def _listed(words: Words, index: int) -> bool:
     """Return whether at most a comma lies between the word and the one before it."""
     if not 0 < index < len(words.spans):
         return False

@@ -47,7 +47,7 @@ FUNCTION_WORDS = JOINERS | frozenset(
     )
 )  # fmt: skip
 _ARTICLES = frozenset(("a", "an"))
-_DETERMINERS = _ARTICLES | {"the", "this", "that", "its", "his", "her", "their", "my", "your", "our"}
+DETERMINERS = _ARTICLES | {"the", "this", "that", "its", "his", "her", "their", "my", "your", "our"}
 _NOUNS_IN_ING = frozenset(
     (
         "awning", "building", "ceiling", "clothing", "drawing", "earring", "king", "lightning", "painting", "pudding",
@@ -62,7 +62,7 @@ _NO_MODEL = "spaCy has no English model (pip install attnreg[nouns])"
 Run = tuple[int, int]  # the first and last word of a noun, numbered over the prompt
 
 
-class _Words:
+class Words:
     """The words of a prompt, where they stand, and what stands around them."""
 
     def __init__(self, prompt: str):
@@ -82,7 +82,7 @@ class _Words:
         """Return the function word that leads up to the word, "" if there is none: the "a" of "a big red car"."""
         while self.joined(index):
             index -= 1
-            if not _names(self.texts[index]):
+            if not names_something(self.texts[index]):
                 return self.texts[index]
         return ""
 
@@ -101,14 +101,14 @@ def auto_targets(prompt: str, parser: str = "auto") -> tuple[str, ...]:
     """
     if parser not in PARSERS:
         raise ValueError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
-    words, missing = _Words(prompt), None
+    words, missing = Words(prompt), None
     try:
-        runs = _ruled(words) if parser == "rule" else _parsed(words, english())
+        runs = ruled_nouns(words) if parser == "rule" else parsed_nouns(words, english())
     except ImportError as error:
         if parser == "spacy":
             raise
-        runs, missing = _ruled(words), error
-    targets = tuple(_written(words, run) for run in runs if _is_shown(words, run))
+        runs, missing = ruled_nouns(words), error
+    targets = tuple(written(words, run) for run in runs if is_shown(words, run))
     if not targets:
         raise ValueError(f"targets must be named, for no noun was found in the prompt, got {prompt!r}")
     if missing is not None:
@@ -133,7 +133,7 @@ def english() -> Callable[[str], Iterable[Any]]:
     raise ImportError(_NO_MODEL)
 
 
-def _parsed(words: _Words, model: Callable[[str], Iterable[Any]]) -> list[Run]:
+def parsed_nouns(words: Words, model: Callable[[str], Iterable[Any]]) -> list[Run]:
     """Return the nouns and proper nouns that spaCy finds; a noun that qualifies the next one is joined to it."""
     ends = {token.idx + len(token): token for token in model(words.prompt)}
     kinds: list[str | None] = []  # how the word's last token hangs in the sentence; None for no noun
@@ -154,59 +154,60 @@ def _parsed(words: _Words, model: Callable[[str], Iterable[Any]]) -> list[Run]:
     return runs
 
 
-def _ruled(words: _Words) -> list[Run]:
+def ruled_nouns(words: Words) -> list[Run]:
     """Return the last word of each run of content words, verbs and colours at its end cut off."""
     runs: list[list[int]] = [[]]
     for index, text in enumerate(words.texts):
-        if not (words.joined(index) and _names(text)):
+        if not (words.joined(index) and names_something(text)):
             runs.append([])
-        if _names(text):
+        if names_something(text):
             runs[-1].append(index)
     nouns: list[Run] = []
     for run in runs:
-        while run and _is_verb(words, run[-1]):
+        while run and is_verb(words, run[-1]):
             run.pop()
         if run and (words.texts[run[-1]] == "orange" or words.texts[run[-1]] not in COLOURS):
             nouns.append((run[-1], run[-1]))
     return nouns
 
 
-def _is_verb(words: _Words, index: int) -> bool:
+def is_verb(words: Words, index: int) -> bool:
     """Return whether the last word of a run looks like a verb or adverb: of its ending, and not after an article.
 
     "a cat sitting on", "is parked near", "a dog slowly"; and of a single thing, "a cat sits on".
     """
     text = words.texts[index]
     before = words.texts[index - 1] if words.joined(index) else ""
-    if before in _DETERMINERS or text in _NOUNS_IN_ING:
+    if before in DETERMINERS or text in _NOUNS_IN_ING:
         return False
     sits = text.endswith("s") and not text.endswith(("ss", "us", "sses")) and words.leader(index) in _ARTICLES
     return sits or (len(text) > 4 and text.endswith(("ing", "ed", "ly")))
 
 
-def _is_shown(words: _Words, run: Run) -> bool:
+def is_shown(words: Words, run: Run) -> bool:
     """Return whether the noun is something that an image shows, see the head of this file."""
     first, last = run
     noun, leader = words.texts[last], words.leader(first)
-    if not _names(noun) or leader == "its":
+    if not names_something(noun) or leader == "its":
         return False
     if noun in VIEWS | PLACES and words.after(last) in ("of", "by"):
         return False
     return noun not in PLACES or leader in _ARTICLES
 
 
-def _names(text: str) -> bool:
+def names_something(text: str) -> bool:
+    """Return whether a word, in lower case, can name or describe a thing: it is of letters, and no function word."""
     return is_content(text) and text not in FUNCTION_WORDS and any(c.isalpha() for c in text)
 
 
-def _written(words: _Words, run: Run) -> str:
+def written(words: Words, run: Run) -> str:
     """Return the noun as a target: of a phrase that is repeated, which of them it is."""
     first, last = run
     prompt, span = words.prompt, (words.spans[first][0], words.spans[last][1])
     text = " ".join(prompt[slice(*span)].split())
     places = places_of(prompt, text)
     if span not in places:  # "dog dog dog": phrases that overlap are not counted
-        return _written(words, (last, last))
+        return written(words, (last, last))
     number = str(places.index(span) + 1)
     while number != "1" and places_of(prompt, f"{text}#{number}"):  # the prompt itself says "cat#2"
         number = f"0{number}"

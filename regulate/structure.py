@@ -16,12 +16,12 @@ from warnings import warn
 from transformers import PreTrainedTokenizerBase
 
 from regulate.modifiers import COPULAS, NUMBERS, OWNING, by_grammar, by_rule
-from regulate.nouns import _DETERMINERS, PARSERS, PLACES, VIEWS, _is_shown, _Words, _written, english
-from tracer.words import Encoder, _find, targets_of
+from regulate.nouns import DETERMINERS, PARSERS, PLACES, VIEWS, Words, english, is_shown, written
+from tracer.words import Encoder, place_of, targets_of
 
 WHERE = frozenset(("on", "in", "at", "into", "onto", "inside", "under"))
 _RELATIVES = COPULAS | {"that", "who", "which", "and"}
-_LEADING = _DETERMINERS | NUMBERS | {"some", "very", "and"}
+_LEADING = DETERMINERS | NUMBERS | {"some", "very", "and"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def groups_of(prompt: str, parser: str = "auto", shown: bool = False) -> tuple[G
     """
     if parser not in PARSERS:
         raise ValueError(f"parser must be one of {', '.join(PARSERS)}, got {parser!r}")
-    words, missing = _Words(prompt), None
+    words, missing = Words(prompt), None
     try:
         found = by_rule(words) if parser == "rule" else by_grammar(words, list(english()(prompt)))
     except ImportError as error:
@@ -76,9 +76,9 @@ def groups_of(prompt: str, parser: str = "auto", shown: bool = False) -> tuple[G
         nouns = ", ".join(words.texts[noun] for noun in sorted(found)) or "no noun"
         warn(f"{missing}; modifiers were guessed by a plain rule, of: {nouns}", stacklevel=2)
     return tuple(
-        Group(_written(words, (noun, noun)), tuple(_written(words, (word, word)) for word in sorted(modifiers)))
+        Group(written(words, (noun, noun)), tuple(written(words, (word, word)) for word in sorted(modifiers)))
         for noun, modifiers in sorted(found.items())
-        if not shown or _is_shown(words, (noun, noun))
+        if not shown or is_shown(words, (noun, noun))
     )
 
 
@@ -111,7 +111,7 @@ def owners_of(prompt: str, groups: Sequence[Group]) -> tuple[tuple[str, str], ..
     Raises:
         ValueError: a noun or modifier is not in the prompt.
     """
-    words = _Words(prompt)
+    words = Words(prompt)
     placed = sorted((_Placed.of(words, group) for group in groups), key=lambda one: one.noun)
     owners: dict[int, int] = {}
     for number in range(1, len(placed)):
@@ -160,21 +160,21 @@ class _Placed:
     text: str
 
     @classmethod
-    def of(cls, words: _Words, group: Group) -> "_Placed":
+    def of(cls, words: Words, group: Group) -> "_Placed":
         modifiers = {index for modifier in group.modifiers for index in _touched(words, modifier)}
         return cls(_touched(words, group.noun), modifiers, group.noun)
 
 
-def _touched(words: _Words, target: str) -> list[int]:
+def _touched(words: Words, target: str) -> list[int]:
     """Return the numbers of the words that hold a piece of the target."""
-    start, end = _find(words.prompt, target)
+    start, end = place_of(words.prompt, target)
     touched = [index for index, span in enumerate(words.spans) if span[0] < end and span[1] > start]
     if not touched:
         raise ValueError(f"a group must be made of words, got {target!r}")
     return touched
 
 
-def _link(words: _Words, owner: _Placed, owned: _Placed) -> int | None:
+def _link(words: Words, owner: _Placed, owned: _Placed) -> int | None:
     """Return the word that says that the first noun has the second; None where other words stand between them."""
     between = range(owner.noun[-1] + 1, owned.noun[0])
     links = [index for index in between if words.texts[index] in OWNING]
@@ -188,7 +188,7 @@ def _link(words: _Words, owner: _Placed, owned: _Placed) -> int | None:
     return links[0]
 
 
-def _is_place(words: _Words, noun: _Placed) -> bool:
+def _is_place(words: Words, noun: _Placed) -> bool:
     """Return whether the noun says where something is, or how it is shown: "on the grass", "a photo"."""
     index = noun.noun[0] - 1
     while index >= 0 and (index in noun.modifiers or words.texts[index] in _LEADING):

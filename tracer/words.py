@@ -146,7 +146,7 @@ def targets_of(
 
 def _positions(encoders: Sequence[Encoder], prompt: str, target: str | Span) -> tuple[int, ...]:
     every = [_spans(encoder, prompt) for encoder in encoders]
-    start, end = _find(prompt, target) if isinstance(target, str) else _checked(prompt, target)
+    start, end = place_of(prompt, target) if isinstance(target, str) else _checked(prompt, target)
     positions: list[int] = []
     offset = 0
     for encoder, spans in zip(encoders, every, strict=True):
@@ -193,8 +193,12 @@ def _words(prompt: str, spans: Sequence[Span]) -> list[tuple[int, str]]:
     return [(n, prompt[slice(*reach[n])].strip()) for n in numbers]
 
 
-def _find(prompt: str, target: str) -> Span:
-    """Return where the target stands in the prompt, as a whole word or phrase."""
+def place_of(prompt: str, target: str) -> Span:
+    """Return where the target stands in the prompt, as a whole word or phrase; "cat#2" is the second cat.
+
+    Raises:
+        ValueError: it is not there; the words that are are named.
+    """
     text, number = target, 1
     places = places_of(prompt, text)
     repeat = _REPEAT.fullmatch(target)

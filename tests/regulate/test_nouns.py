@@ -118,9 +118,9 @@ def test_a_piece_of_an_address_is_no_target():
 
 
 def test_an_overlapping_repeat_falls_back_to_the_last_word():
-    words = nouns._Words("dog dog dog")
-    assert nouns._written(words, (0, 1)) == "dog dog"
-    assert nouns._written(words, (1, 2)) == "dog#3"  # a search for "dog dog" finds one place only, the first
+    words = nouns.Words("dog dog dog")
+    assert nouns.written(words, (0, 1)) == "dog dog"
+    assert nouns.written(words, (1, 2)) == "dog#3"  # a search for "dog dog" finds one place only, the first
 
 
 def test_a_number_that_the_prompt_itself_writes_is_written_otherwise(clip_tokenizer):
