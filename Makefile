@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 OUT ?= attnreg-demo
+JOBS ?= 2  # processes of the tests; each computes with one thread
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/attnreg-ready
@@ -13,7 +14,7 @@ demo: venv  ## generate, trace, detect and show, on the emoji world
 	$(BIN)/attnreg demo --out "$(OUT)"
 
 test: venv  ## all tests that need neither a graphics card nor full-size weights
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .

@@ -138,19 +138,15 @@ def search(
     study = _study()
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
     first = tuple(seeds)[: len(seeds) // 2]
-    wanted = Plan(tuple(prompts), first, {"base": base}, steps, given=given or {})
-    for reason in bench.lacking(wanted).values():
-        raise NotApplicable(f"{base.name} cannot be searched: {reason}")
+    wanted = _possible(bench, Plan(tuple(prompts), first, {"base": base}, steps, given=given or {}))
     methods: dict[str, Method] = {}
     lines = []
     for number in range(trials):
         trial, name = study.ask(), f"trial {number}"
         methods[name] = replace(base, **_suggested(trial, space))
-        rows = bench.rows_of(replace(wanted, methods={name: methods[name]}))
-        texts = [prompt.text for prompt in prompts]
-        gain = found_matrix(rows, name, texts, first).mean() - found_matrix(rows, PLAIN, texts, first).mean()
-        study.tell(trial, float(gain))
-        lines.append({"trial": name, "difference": float(gain)} | trial.params)
+        gain = _gain(bench, replace(wanted, methods={name: methods[name]}), name)
+        study.tell(trial, gain)
+        lines.append({"trial": name, "difference": gain} | trial.params)
         bench.write("trials.csv", pd.DataFrame(lines))
     table = pd.DataFrame(lines)
     best = table.sort_values("difference", ascending=False, kind="stable")["trial"][:FINALISTS]
@@ -161,6 +157,13 @@ def search(
     every = finalists[(finalists["pairs"] == "all") & (finalists["method"] != PLAIN)]
     name = str(every.sort_values("difference", ascending=False, kind="stable")["method"].iloc[0])
     return Searched(methods[name], name, table, finalists)
+
+
+def _gain(bench: Workbench, plan: Plan, name: str) -> float:
+    """Return the difference of a plan's method to plain in the share of images that show all targets."""
+    rows, texts = bench.rows_of(plan), [prompt.text for prompt in plan.prompts]
+    rates = [found_matrix(rows, method, texts, plan.seeds).mean() for method in (name, PLAIN)]
+    return float(rates[0] - rates[1])
 
 
 def search_and_test(
@@ -198,6 +201,17 @@ def search_and_test(
     found = search(tune, seeds, out, trials=trials, base=base, console=console, **how)
     tested = compare(test, seeds, {"published": base, "searched": found.method}, out, console=console, **how)
     return found, tested
+
+
+def _possible(bench: Workbench, plan: Plan) -> Plan:
+    """Return the plan.
+
+    Raises:
+        NotApplicable: a method lacks what it needs for one of its prompts.
+    """
+    for name, reason in bench.lacking(plan).items():
+        raise NotApplicable(f"{plan.methods[name].name} cannot be searched: {reason}")
+    return plan
 
 
 def _check(names: Mapping[str, object], base: Method) -> None:

@@ -14,7 +14,7 @@ from metrics.machine import counting
 from regulate import Given, Method, applied, attend_and_excite, conform
 from regulate.attend_and_excite import AttendAndExcite
 from regulate.conform import Conform
-from regulate.guidance import Guidance, Look
+from regulate.guidance import Look
 from regulate.predicated import PredicatedDiffusion
 from regulate.structure import Group
 from regulate.syngen import SynGen
@@ -282,4 +282,4 @@ def test_shares_of_the_steps_are_rounded_down():
 )
 def test_wrong_constants_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        Guidance(**{"needless": False} | options)
+        TSam(**{"needless": False} | options)
