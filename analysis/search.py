@@ -137,8 +137,8 @@ def search(
     _check(space, base)
     study = _study()
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
-    first = tuple(seeds)[: len(seeds) // 2]
-    wanted = _possible(bench, Plan(tuple(prompts), first, {"base": base}, steps, given=given or {}))
+    half = tuple(seeds)[: len(seeds) // 2]
+    wanted = _possible(bench, Plan(tuple(prompts), half, {"base": base}, steps, given=given or {}))
     methods: dict[str, Method] = {}
     lines = []
     for number in range(trials):
@@ -154,9 +154,14 @@ def search(
     finalists = summary(bench.rows_of(finals))
     bench.write("finalists.csv", finalists)
     console.print(as_table(finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"))
-    every = finalists[(finalists["pairs"] == "all") & (finalists["method"] != PLAIN)]
-    name = str(every.sort_values("difference", ascending=False, kind="stable")["method"].iloc[0])
+    name = _best(finalists)
     return Searched(methods[name], name, table, finalists)
+
+
+def _best(finalists: pd.DataFrame) -> str:
+    """Return the method of the largest difference to plain."""
+    every = finalists[(finalists["pairs"] == "all") & (finalists["method"] != PLAIN)]
+    return str(every.sort_values("difference", ascending=False, kind="stable")["method"].iloc[0])
 
 
 def _gain(bench: Workbench, plan: Plan, name: str) -> float:
