@@ -41,13 +41,13 @@ def trunk(net: str) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A cache of torchvision's with random trunks under their released names."""
-    before, folder = torch.hub.get_dir(), tmp_path_factory.mktemp("hub")
+    before, folder = torch.hub._hub_dir, tmp_path_factory.mktemp("hub")  # None where TORCH_HOME decides: keep it so
     torch.hub.set_dir(folder)
     (folder / "checkpoints").mkdir()
     for net in ("alex", "squeeze"):
         torch.save(trunk(net), folder / "checkpoints" / Path(TRUNKS[net]).name)
     yield folder / "checkpoints"
-    torch.hub.set_dir(before)
+    torch.hub._hub_dir = before
 
 
 @pytest.fixture(scope="module")
