@@ -54,14 +54,14 @@ class Count:
 
 @contextmanager
 def counting(module: nn.Module) -> Iterator[Count]:
-    """Count a network's forward passes while the block runs; nothing of it remains afterwards."""
+    """Count the forward passes that a network begins while the block runs; nothing of it remains afterwards."""
     count = Count()
 
     def note(*_: object) -> None:
         count.passes += 1
         count.with_gradient += torch.is_grad_enabled()
 
-    handle = module.register_forward_hook(note)
+    handle = module.register_forward_pre_hook(note)
     try:
         yield count
     finally:

@@ -7,7 +7,7 @@ model's type; within a float16 network gradients are float16 all the same, and t
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regulate.loop import Moment
-from tracer.attention import attending
+from tracer.attention import attending, recorded
 from tracer.passes import Passes
 from tracer.rows import CallKind
 from tracer.tap import Edited, Tap
@@ -35,9 +35,13 @@ class Maps:
     own: Float[Tensor, "image pixel key"]
 
 
+class _AllSeen(Exception):
+    """Ends a pass of the network behind the last of the maps: what would follow has no part in any of them."""
+
+
 @dataclass(frozen=True)
 class Looker:
-    """Makes a pass of the network, and returns the maps that it had.
+    """Makes a pass of the network, as far as it is needed, and returns the maps that it had.
 
     Attributes:
         pipe: whose network it is.
@@ -66,15 +70,19 @@ class Looker:
         Raises:
             ValueError: the maps are of several sizes.
         """
+        unet, sites = self.pipe.unet, self.sites + self.own
         taps: dict[str, tuple[Tap, Tensor]] = {}
+        shared = recorded(unet)  # somebody else wants the rest of the pass
 
         def record(tap: Tap, edited: Edited | None) -> None:
             maps = tap.maps() if edited is None else edited.probs.transpose(-1, -2)
             taps[tap.site] = tap, maps.sum(1)
+            if len(taps) == len(sites) and not shared:
+                raise _AllSeen
 
         seen = moment.scale(latents) if self.scaled else latents
-        with self.passes.marked(kind, ahead=True), attending(self.pipe.unet, self.sites + self.own, record=record):
-            self.pipe.unet(seen.to(self.pipe.unet.dtype), moment.timestep, **moment.inputs)
+        with self.passes.marked(kind, ahead=True), attending(unet, sites, record=record), suppress(_AllSeen):
+            unet(seen.to(unet.dtype), moment.timestep, **moment.inputs)
         text = _mean([taps[site] for site in self.sites])
         own = _mean([taps[site] for site in self.own]) if self.own else text.new_empty(len(text), 0, 0, 0)
         return Maps(text, own.flatten(2).transpose(-1, -2))

@@ -81,6 +81,12 @@ def attending(
         raise UntappedAttention(f"of {listener.whole} forward passes, taps missing by site: {missed}")
 
 
+def recorded(model: nn.Module) -> bool:
+    """Return whether any block records the model's attention at the moment."""
+    seam: _Seam | None = getattr(model, _SEAM, None)
+    return seam is not None and any(listener.record is not None for listener in seam.listeners)
+
+
 class _Seam:
     """A model's hooks while any block listens: counts passes and taps, and keeps the modes that are open."""
 
