@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from statsmodels.genmod.cov_struct import Exchangeable
 from statsmodels.genmod.families import Binomial
 from statsmodels.genmod.generalized_estimating_equations import GEE
 from statsmodels.stats.contingency_tables import cochrans_q
+from statsmodels.stats.multitest import multipletests
 
 from analysis import stats
 from analysis.significance import (
@@ -287,6 +290,14 @@ def test_holm_by_hand():
     corrected = holm({"a": 0.03, "b": 0.01, "c": 0.5, "d": 0.02})
     assert corrected == pytest.approx({"a": 0.06, "b": 0.04, "c": 0.5, "d": 0.06})
     assert list(corrected) == ["a", "b", "c", "d"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_both_corrections_are_those_of_statsmodels(values):
+    p_values = {str(index): value for index, value in enumerate(values)}
+    for correct, method in ((holm, "holm"), (benjamini_hochberg, "fdr_bh")):
+        assert list(correct(p_values).values()) == pytest.approx(multipletests(values, method=method)[1])
 
 
 def test_benjamini_hochberg_is_scipys():
