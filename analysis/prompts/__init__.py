@@ -1,0 +1,1 @@
+"""Prompt sets in one form."""
