@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from analysis import tables
-from analysis.figures import Picture, attention_overlays, comparison_grid, dominance_violins
+from analysis.figures.attention import Picture, attention_overlays, comparison_grid, dominance_violins
 from analysis.report import Page, Plate, Query, listed, png_of
 from metrics.protocols import DetectionProtocol
 from regulate import Request

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
-from analysis.figures import NEGLECTED, attention_overlays, comparison_grid, dominance_violins
+from analysis.figures.attention import NEGLECTED, attention_overlays, comparison_grid, dominance_violins
 
 PICTURE = np.full((64, 64, 3), 200, np.uint8)
 WORDS = ["a", "cat", "a", "dog"]

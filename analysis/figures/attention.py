@@ -2,64 +2,46 @@
 
 Conventions: frames are those of `analysis.tables`; pictures are arrays ``height width channel`` of uint8, by
 the sample's number, by method, or by (method, seed). Every figure is returned, in 8 point type, for a page of
-6.75 inches. Colours are Okabe and Ito's, which colour-blind readers can tell apart, and never carry a meaning
-alone.
+6.75 inches, in the style of `analysis.figures.style`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import wraps
-from typing import Any, ParamSpec
+from collections.abc import Iterable, Mapping
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.cbook import violin_stats
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
-Picture = UInt8[np.ndarray, "height width channel"]
-P = ParamSpec("P")
+from analysis.figures.style import (
+    HUE,
+    INK,
+    NEGLECTED,
+    OUTCOME_COLOURS,
+    TARGET_COLOURS,
+    WIDTH,
+    Picture,
+    add_boxes,
+    add_frame,
+    check_drawable,
+    show,
+    styled,
+)
+
 # Magma from its light end, clear where there is no attention: the picture shows through, and lightness still
 # falls steadily from the smallest value to the largest.
 _RAMP = np.linspace(0, 1, 256)
 _GLOW = ListedColormap(np.column_stack([mpl.colormaps["magma_r"](0.05 + 0.8 * _RAMP)[:, :3], 0.92 * _RAMP**0.6]))
 
-WIDTH = 6.75  # inches
-HUE, INK, NEGLECTED = "#9ecae1", "#1f4e79", "#d55e00"
-TARGET_COLOURS = ("#0072b2", "#e69f00", "#cc79a7", "#009e73")
-OUTCOME_COLOURS = {"won": "#009e73", "lost": "#d55e00", "both found": "#56606b", "both fail": "#56606b"}
 KDE_POINTS = 20_000  # of a violin; more of them change nothing that can be seen
-STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "pdf.fonttype": 42,  # text stays text
-}
 
 
-def _styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in our style without changing anyone's settings."""
-
-    @wraps(draw)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@styled
 def dominance_violins(
     values: pd.DataFrame,
     missing: pd.DataFrame,
@@ -82,12 +64,12 @@ def dominance_violins(
     Raises:
         ValueError: there is no picture, or a sample has no values.
     """
-    _check_drawable(pictures, values)
+    check_drawable(pictures, values)
     steps = sorted(values["step"].unique())
     figure = Figure(figsize=(WIDTH, 1.85 * len(pictures) + 0.55), layout="constrained")
     grid = figure.subplots(len(pictures), 1 + len(steps), squeeze=False, width_ratios=[0.62] + [1] * len(steps))
     for row, (sample, picture) in zip(grid, pictures.items(), strict=True):
-        _show(row[0], picture)
+        show(row[0], picture)
         row[0].set_title(titles[sample], loc="left")
         for axes, step in zip(row[1:], steps, strict=True):
             part = values[(values["sample"] == sample) & (values["step"] == step)]
@@ -128,7 +110,7 @@ def _violin(points: Float[np.ndarray, " point"]) -> dict[str, object]:
     return shape | {"median": np.median(points), "min": ordered[0], "max": ordered[-1]}
 
 
-@_styled
+@styled
 def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], caption: str) -> Figure:
     """Return words' maps over one seed's images: a row per method, phase and word, a step per column.
 
@@ -142,7 +124,7 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
     Raises:
         ValueError: there is no picture, or a method has no maps.
     """
-    _check_drawable(pictures, maps, "method")
+    check_drawable(pictures, maps, "method")
     steps, keys = sorted(maps["step"].unique()), _rows_of(maps, pictures)
     scale = Normalize(0, max(np.max(m) for m in maps["map"]))
     figure = Figure(figsize=(WIDTH, 0.98 * len(keys) + 0.5), layout="constrained")
@@ -152,7 +134,7 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
         by_step = maps[chosen].set_index("step")
         row[0].axis("off")
         if (method, phase) not in [key[:2] for key in keys[:place]]:
-            _show(row[0], pictures[method])
+            show(row[0], pictures[method])
             row[0].set_title(method if phase == "original" else f"{method}, as edited", loc="left")
         for axes, step in zip(row[1:], steps, strict=True):
             _overlay(axes, pictures[method], by_step.loc[step] if step in by_step.index else None, scale)
@@ -184,13 +166,13 @@ def _overlay(axes: Axes, picture: Picture, row: pd.Series | None, scale: Normali
         axes.spines[:].set_visible(False)
         return
     grey = 90 + 0.6 * (picture @ np.array([0.299, 0.587, 0.114]))  # pale, so that the map's colour is seen
-    _show(axes, np.repeat(grey[..., None], 3, -1).astype(np.uint8))
+    show(axes, np.repeat(grey[..., None], 3, -1).astype(np.uint8))
     extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
     attention = np.asarray(row["map"], np.float32).reshape(row["h"], row["w"])
     axes.imshow(attention, _GLOW, norm=scale, extent=extent, interpolation="bicubic")
 
 
-@_styled
+@styled
 def comparison_grid(
     detections: pd.DataFrame,
     outcomes: pd.DataFrame,
@@ -208,7 +190,7 @@ def comparison_grid(
     Raises:
         ValueError: there is no picture.
     """
-    _check_drawable(pictures)
+    check_drawable(pictures)
     methods, seeds = list(detections["method"].unique()), list(outcomes["seed"])
     columns = min(columns, len(seeds))
     blocks = -(-len(seeds) // columns)
@@ -234,29 +216,13 @@ def comparison_grid(
 
 
 def _detected(axes: Axes, picture: Picture, rows: pd.DataFrame, colours: Mapping[str, str]) -> None:
-    _show(axes, picture)
+    show(axes, picture)
     found = rows[rows["found"]]
-    for row in found.itertuples(index=False):
-        corner, size = (row.left, row.top), (row.right - row.left, row.bottom - row.top)
-        axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colours[row.target], linewidth=1.2))
+    add_boxes(axes, found, colours)
     for line, row in enumerate(rows.itertuples(index=False)):
         text = f"{row.target} {row.score:.2f}" if row.found else f"no {row.target}"
         below = {"xytext": (0, -3 - 8 * line), "textcoords": "offset points", "ha": "center", "va": "top"}
         below |= {"fontsize": 6.5, "color": "0.2" if row.found else NEGLECTED}
         axes.annotate(text, (0.5, 0), xycoords="axes fraction", **below)
     if len(found) < len(rows):
-        axes.spines[:].set(visible=True, color=NEGLECTED, linewidth=1.6)
-
-
-def _show(axes: Axes, picture: Picture) -> None:
-    axes.axis("on")
-    axes.imshow(picture, interpolation="bicubic")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
-
-
-def _check_drawable(pictures: Mapping[Any, Picture], rows: pd.DataFrame | None = None, key: str = "sample") -> None:
-    if not pictures:
-        raise ValueError("pictures must hold at least one image, got none")
-    if rows is not None and (absent := [name for name in pictures if name not in set(rows[key])]):
-        raise ValueError(f"every picture must have rows in the table, got none for {key} {absent}")
+        add_frame(axes)

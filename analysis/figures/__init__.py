@@ -1,0 +1,1 @@
+"""Figures from DataFrames and pictures: nothing is queried or computed by a model here."""
