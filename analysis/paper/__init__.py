@@ -1,0 +1,1 @@
+"""Tables for papers: what stands in them, and how it is written."""

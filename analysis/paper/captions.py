@@ -1,0 +1,95 @@
+"""What stands below a paper's table: sets, sizes, protocols, what intervals are over, what bold and daggers mean."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from analysis.paper.cells import COSTS, HIGHER, LOWER, SIGNIFICANT, TIMES, Column, Number, Row, style_of
+
+EMOJI = "Emoji world: 64-pixel drawings by a small model, not comparable with results on photographs. "
+LEVEL = f"p < {SIGNIFICANT:g}"
+
+
+def caption(columns: Sequence[Column], rows: Sequence[Row], world: str, baseline: str, notes: Sequence[str]) -> str:
+    """Return the caption of a table of means.
+
+    Args:
+        columns: of the table.
+        rows: of the table, tests included.
+        world: "real" or "emoji".
+        baseline: the printed name of the method that others are tested against.
+        notes: sentences that belong to this kind of table.
+    """
+    numbers = by_column(columns, rows)
+    first = {column: found[0] for column, found in numbers.items() if found and column.metric not in COSTS}
+    measured = {column: number for column, number in first.items() if not column.difference}
+    metrics = list(dict.fromkeys(column.metric for column in numbers))
+    parts = [
+        f"{_by_source(measured, _size, metrics)}." if measured else "",
+        f"Brackets: 95 % intervals over {_by_source(first, lambda number: number.interval, metrics)}." if first else "",
+        _bold(numbers),
+        _daggers(numbers, baseline),
+        f"LPIPS is the distance to the image of {baseline}: less means fewer edits, not better."
+        if any(metric.startswith("lpips") for metric in metrics)
+        else "",
+        *notes,
+        protocols(measured),
+    ]
+    return (EMOJI if world == "emoji" else "") + " ".join(part for part in parts if part)
+
+
+def by_column(columns: Sequence[Column], rows: Sequence[Row]) -> dict[Column, list[Number]]:
+    """Return each column's numbers."""
+    cells = {column: [row.cells[place] for row in rows] for place, column in enumerate(columns)}
+    return {column: [cell for cell in found if isinstance(cell, Number)] for column, found in cells.items()}
+
+
+def protocols(measured: Mapping[Column, Number]) -> str:
+    """Return which protocol each metric's numbers are of; where sources differ, whose."""
+    parts = []
+    for metric in dict.fromkeys(column.metric for column in measured):
+        mine = {column.source: number.protocol for column, number in measured.items() if column.metric == metric}
+        parts.append(f"{style_of(metric).title} {told(mine)}")
+    return f"Protocols: {'; '.join(parts)}." if parts else ""
+
+
+def told(facts: Mapping[str, str]) -> str:
+    """Return what holds of all: "x", or of whom: "x (COCO, A&E), y (FID set)"."""
+    if len(distinct := list(dict.fromkeys(facts.values()))) == 1:
+        return distinct[0]
+    return ", ".join(f"{fact} ({', '.join(key for key in facts if facts[key] == fact)})" for fact in distinct)
+
+
+def _by_source(first: Mapping[Column, Number], fact: Callable[[Number], str], metrics: Iterable[str]) -> str:
+    """Return a fact of each source: once if all have it in common, else with the metrics that it holds of."""
+    told_of: dict[str, str] = {}
+    for source in dict.fromkeys(column.source for column in first):
+        mine = {column.metric: fact(number) for column, number in first.items() if column.source == source}
+        titles = {style_of(metric).title: mine[metric] for metric in metrics if metric in mine}
+        told_of[source] = told(titles)
+    of = {fact: [source for source in told_of if told_of[source] == fact] for fact in told_of.values()}
+    return "; ".join(f"{', '.join(sources)}: {fact}" if len(of) > 1 else fact for fact, sources in of.items())
+
+
+def _size(number: Number) -> str:
+    if number.prompts is None:
+        return f"{number.images} images a method"
+    seeds = number.seeds or 1
+    if number.prompts * seeds == number.images:
+        return f"{number.prompts} prompts {TIMES} {seeds} seed{'s' * (seeds > 1)}, {number.images} images a method"
+    return f"{number.prompts} prompts, {number.images} images a method"
+
+
+def _bold(numbers: Mapping[Column, Sequence[Number]]) -> str:
+    if not any(number.bold for found in numbers.values() for number in found):
+        return ""
+    return (
+        "Bold: the column's highest mean, and every method that is not significantly worse than it "
+        f"(paired test, Holm over the column, {LEVEL}); this shows no equality."
+    )
+
+
+def _daggers(numbers: Mapping[Column, Sequence[Number]], baseline: str) -> str:
+    tested = [number for found in numbers.values() for number in found if number.p_holm >= 0]
+    if not tested:
+        return ""
+    family = f"paired test, Holm over the {len(tested)} differences of the table, {LEVEL}"
+    return f"{HIGHER} higher, {LOWER} lower than {baseline} ({family})."
