@@ -1,0 +1,9 @@
+"""Dominance, from anecdote to evidence: over all prompts of a trace, with intervals and controls.
+
+tables       what every head gave to every target, of all images that have detections
+statistics   means, differences and AUCs of many cells, with intervals over prompts
+prediction   does it foretell a missing object? chosen on some prompts, judged on others
+questions    a table per question: by outcome, by head, by method, by strength of the edit
+pointing     are the maps about the objects?
+figures      a figure per question
+"""

@@ -1,0 +1,267 @@
+"""Evidence about dominance: tables and statistics against slow references and numbers worked out by hand."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+
+from analysis.evidence import figures, pointing, prediction, questions, tables
+from analysis.evidence.statistics import cluster_auc, cluster_difference, cluster_means
+from analysis.stats import bootstrap_rate
+from tracer.scores import ScoreRow, add_scores
+
+
+@pytest.fixture(scope="module")
+def shares(traced):
+    """The traced images with verdicts of our own: plain misses the elephant of seed 3; all else is found."""
+    if traced.store.sql("FROM scores WHERE protocol = 'by hand'").empty:
+        rows = [
+            ScoreRow(
+                sha, "by hand", "found", float((key, target) != (("plain", 3), "elephant")), target, "cat, elephant"
+            )
+            for key, sha in traced.sha256.items()
+            for target in traced.request.targets
+        ]
+        add_scores(traced.store, rows)
+    return tables.target_shares(traced.store, "by hand")
+
+
+def test_every_share_is_that_of_the_view_dominance(traced, shares):
+    view = traced.store.sql("FROM dominance WHERE phase = 'original'").set_index(
+        ["run_id", "sample", "step", "path", "word_idx"]
+    )["share"]
+    layer = shares.by_layer()
+    for word in shares.words.itertuples():
+        image = shares.images.iloc[word.image]
+        for (i, step), (j, path) in product(enumerate(shares.steps), enumerate(shares.layers)):
+            own = layer[word.image, i, j, word.slot]
+            assert own == pytest.approx(view[image["run_id"], image["sample"], step, path, word.word_idx], abs=1e-6)
+    assert layer.size == len(view)
+
+
+def test_the_dominance_table_is_what_sql_says(traced, shares):
+    table = tables.dominance_table(shares)
+    ratio = traced.store.sql("FROM dominance_ratio WHERE phase = 'original'")
+    both = table.merge(
+        ratio, left_on=["run_id", "sample", "step", "layer"], right_on=["run_id", "sample", "step", "path"]
+    )
+    assert len(both) == len(table) == len(ratio)
+    assert np.allclose(both["ratio_x"], both["ratio_y"], rtol=1e-6)
+    assert np.allclose(both["share"], both["ratio_y"] / (1 + both["ratio_y"]), atol=1e-6)  # of two words
+    known = table["missing_share"].notna()
+    assert set(table.loc[known, "seed"]) == {3}
+    assert set(table.loc[known, "method"]) == {"plain"}
+    part = table[known]
+    assert np.allclose(np.where(part["missing_smaller"] == 1, 1 - part["share"], part["share"]), part["missing_share"])
+
+
+def test_the_same_trace_gives_the_same_bits_with_any_number_of_threads(traced, shares):
+    again = tables.target_shares(traced.store, "by hand")
+    assert again.m.tobytes() == shares.m.tobytes()
+    assert not np.isnan(shares.m).any()
+
+
+def test_images_without_detections_and_unknown_methods_are_errors(traced, shares):
+    with pytest.raises(LookupError, match="no traced image has verdicts of 'nobody'"):
+        tables.target_shares(traced.store, "nobody")
+    with pytest.raises(ValueError, match="must be one of plain, regulation, got 'other'"):
+        shares.of("other")
+    chosen = tables.target_shares(traced.store, "by hand", [traced.regulated])
+    assert set(chosen.images["method"]) == {"regulation"}
+
+
+def test_measures_of_a_share_leave_out_words_that_are_not_there():
+    shares = np.array([[[0.5, 0.3, 0.2]], [[0.6, 0.4, np.nan]], [[1.0, 0.0, np.nan]]])
+    assert tables.top_share(shares)[:, 0].tolist() == [0.5, 0.6, 1.0]
+    assert tables.share_ratio(shares)[:, 0] == pytest.approx([2.5, 1.5, tables.RATIO_CAP])
+    lacking = np.array([[True, False, True], [False, False, False], [True, True, False]])
+    assert tables.lacking_share(shares, lacking)[:, 0] == pytest.approx([0.35, np.nan, np.nan], nan_ok=True)
+    # of the pairs (0.5, 0.3) and (0.2, 0.3) the missing one is smaller in the second
+    assert tables.lacking_is_smaller(shares, lacking)[:, 0] == pytest.approx([0.5, np.nan, np.nan], nan_ok=True)
+
+
+def noise(prompts=12, seeds=4, cells=3, seed=0):
+    rng = np.random.default_rng(seed)
+    names = np.repeat([f"p{i}" for i in range(prompts)], seeds).astype(object)
+    return rng.standard_normal((len(names), cells)), rng.random(len(names)) < 0.4, names
+
+
+def test_intervals_of_whole_matrices_are_those_of_analysis_stats():
+    values, _, names = noise(cells=1)
+    ours = cluster_means(values, names, 10_000).one()
+    theirs = bootstrap_rate(values.reshape(12, 4), np.random.default_rng(1))
+    assert ours.estimate == pytest.approx(theirs.estimate, abs=1e-12)
+    assert [ours.low, ours.high] == pytest.approx([theirs.low, theirs.high], abs=0.01)
+
+
+def test_means_leave_out_nan_cell_by_cell_and_one_prompt_has_no_interval():
+    values = np.array([[1.0, 5.0], [3.0, np.nan], [np.nan, np.nan]])
+    means = cluster_means(values, np.array(["a", "b", "c"], object))
+    assert means.estimate.tolist() == [2.0, 5.0]
+    assert means.images.tolist() == [2, 1]
+    assert means.low[0] == 1.0
+    assert means.high[0] == 3.0
+    assert np.isnan([means.low[1], means.high[1]]).all()
+
+
+def test_a_difference_of_groups_is_of_their_means():
+    values, group, names = noise()
+    found = cluster_difference(values, group, names)
+    assert found.estimate == pytest.approx(values[group].mean(0) - values[~group].mean(0), abs=1e-12)
+    assert (found.low < found.estimate).all()
+    assert (found.estimate < found.high).all()
+
+
+def slow_auc(scores, missing, weights, same):
+    wins = pairs = 0.0
+    for i, j in product(np.flatnonzero(missing), np.flatnonzero(~missing)):
+        if same(i, j):
+            weight = weights[i] * weights[j]
+            wins += weight * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
+            pairs += weight
+    return wins / pairs if pairs else np.nan
+
+
+def test_auc_and_its_draws_are_those_of_a_loop_over_pairs():
+    values, missing, names = noise(prompts=5, seeds=4, cells=2)
+    values = np.round(values)  # with ties
+    auc = cluster_auc(values, missing, names, draws=40)
+    counts = np.random.default_rng(2403_06381).multinomial(5, np.full(5, 0.2), 40)
+    codes = np.repeat(np.arange(5), 4)
+    for cell in range(2):
+        for part, same in ((auc.all, lambda i, j: True), (auc.within, lambda i, j: codes[i] == codes[j])):
+            assert part.estimate[cell] == pytest.approx(slow_auc(values[:, cell], missing, np.ones(20), same), abs=1e-6)
+            # a prompt that is drawn twice is two prompts, whose images are not of one
+            often = counts if part is auc.all else np.sqrt(counts)
+            drawn = [slow_auc(values[:, cell], missing, count[codes], same) for count in often]
+            ends = np.nanquantile(drawn, [0.025, 0.975])
+            assert [part.low[cell], part.high[cell]] == pytest.approx(ends, abs=1e-6)
+
+
+def test_p_values_of_prompts_that_are_all_noise_are_below_005_about_as_often_as_they_say():
+    rng = np.random.default_rng(3)
+    hits = 0
+    for _ in range(300):  # prompts differ in how often they fail and in their scores, independently
+        rate, level = rng.random(20).repeat(4), rng.standard_normal(20).repeat(4)
+        missing, scores = rng.random(80) < rate, level + 0.3 * rng.standard_normal(80)
+        names = np.repeat(np.arange(20), 4).astype(str).astype(object)
+        hits += cluster_auc(scores[:, None], missing, names, draws=1).p[0] < 0.05
+    assert 0.02 <= hits / 300 <= 0.095
+
+
+def test_a_score_that_is_nan_is_refused():
+    with pytest.raises(ValueError, match="scores must be whole, got 1 NaN of 2"):
+        cluster_auc(np.array([[1.0], [np.nan]]), np.array([True, False]), np.array(["a", "b"], object))
+
+
+def test_the_logistic_curve_is_statsmodels_when_hardly_held():
+    values, _, _ = noise(prompts=60, cells=1)
+    x = values[:, 0]
+    missing = np.random.default_rng(4).random(len(x)) < 1 / (1 + np.exp(0.5 - x))
+    own = prediction.fit_logistic(x, missing)
+    fit = sm.Logit(missing.astype(float), sm.add_constant(x)).fit(disp=0)
+    assert own.predicted(x) == pytest.approx(fit.predict(sm.add_constant(x)), abs=0.005)
+    apart = prediction.fit_logistic(np.arange(10.0), np.arange(10) > 4)
+    assert np.isfinite(apart.slope)
+
+
+def test_the_best_cell_is_judged_on_prompts_that_did_not_choose_it():
+    """Of 200 cells of pure noise the best looks good where it was chosen, and is worth nothing elsewhere."""
+    values, missing, names = noise(prompts=40, seeds=4, cells=200)
+    found = prediction.foretold(values.reshape(160, 20, 10), missing, names, tuple(range(20)), tuple("abcdefghij"))
+    assert (found.choices["tuned"] > 0.62).all()
+    assert abs(found.choices["auc"].mean() - 0.5) < 0.1
+    assert found.images.groupby("prompt")["part"].nunique().max() == 1
+    assert found.choices["prompts"].tolist() == [20, 20]
+
+
+def test_a_cell_that_tells_is_found_and_its_probability_is_reliable():
+    values, _, names = noise(prompts=100, seeds=4, cells=6)
+    missing = np.random.default_rng(5).random(400) < 1 / (1 + np.exp(-2 * values[:, 4]))
+    found = prediction.foretold(values.reshape(400, 3, 2), missing, names, (0, 5, 9), ("a", "b"))
+    assert found.choices[["step", "layer"]].to_numpy().tolist() == [[9, "a"], [9, "a"]]
+    assert found.gain.low > 0
+    bins = prediction.reliability(found.images)
+    assert bins["images"].tolist() == [80] * 5
+    assert (abs(bins["predicted"] - bins["observed"]) < 0.12).all()
+
+
+def test_methods_are_paired_by_prompt_and_seed(shares):
+    table = questions.method_changes(shares)
+    plain, own = shares.of("plain"), shares.of("regulation")
+    before, after = (np.log(tables.share_ratio(part.by_layer())) for part in (plain, own))
+    assert plain.images["seed"].tolist() == own.images["seed"].tolist()
+    row = table[(table["method"] == "regulation") & (table["measure"] == "ratio") & (table["step"] == 3)]
+    wanted = np.exp((after - before)[:, 3].mean(0))
+    assert row["value"].tolist()[:-1] == pytest.approx(wanted.tolist(), abs=1e-6)
+    other = table[(table["method"] == questions.OTHER_SEEDS) & (table["step"] == 0)]
+    slot = np.flatnonzero(plain.lacking[0])[0]
+    layer = plain.by_layer()[:, 0, :, slot]
+    assert other["value"].tolist()[:-1] == pytest.approx((layer[1:].mean(0) - layer[0]).tolist(), abs=1e-6)
+    assert set(other["images"]) == {1}
+
+
+def test_measured_by_hand_on_a_map_of_two_by_two():
+    cells = np.array([[4.0, 1.0], [2.0, 1.0]])
+    box = np.array([[0.0, 0.0, 0.75, 0.5]])  # all of the first cell, half of the second
+    found = pointing.measured(cells, box, np.array([[0.5, 0.5, 1.0, 1.0]]))
+    assert found == pytest.approx({"hit": 1, "mass": 4.5 / 8, "area": 0.375, "cells": 0.25, "other": 1 / 8})
+
+
+def test_pointing_reads_the_words_own_maps(traced):
+    place = {"left": 0, "top": 0, "right": 32, "bottom": 64}
+    boxes = pd.DataFrame([{"run_id": traced.plain, "sample": 1, "word_idx": 4} | place])
+    table = pointing.pointing_table(traced.store, traced.protocol.name, boxes)
+    assert set(table["word"]) == {"elephant"}
+    tokens = traced.store.sql("SELECT DISTINCT token FROM tokens WHERE word = 'elephant' AND branch = 'cond'")["token"]
+    row = table[table["step"] == 2].iloc[0]
+    maps = sum(traced.store.maps((traced.plain, 1), int(t), layers=[row["layer"]]) for t in tokens)[2, 0].mean(0)
+    assert row["mass"] == pytest.approx(maps[:, : maps.shape[1] // 2].sum() / maps.sum(), abs=1e-6)
+    assert row["area"] == 0.5
+
+
+def doses():
+    rows = []
+    for prompt, seed, strength in product(range(8), range(3), (0, 1, 2)):
+        row = {"strength": strength, "prompt": f"p{prompt}", "seed": seed}
+        rows.append(row | {"dominance": 0.7 - 0.1 * strength + 0.01 * seed, "found": strength > seed})
+    return pd.DataFrame(rows)
+
+
+def test_a_dose_that_works_on_every_prompt_has_rho_one_and_a_sign_test_p():
+    trend = questions.dose_trend(doses()).set_index("measure")
+    assert trend.loc["dominance", "rho"] == pytest.approx(-1)
+    assert trend.loc["found", "rho"] == pytest.approx(1)
+    assert trend.loc["found", "p"] == 2 / 2**8
+    means = questions.dose_means(doses())
+    assert means.loc[means["measure"] == "found", "value"].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    assert means.loc[means["measure"] == "dominance", "difference"].tolist() == pytest.approx([0, -0.1, -0.2])
+    with pytest.raises(ValueError, match="got 1 of 24 that lack some"):
+        questions.dose_trend(doses().iloc[1:])
+
+
+def test_every_figure_is_drawn_from_its_table(shares):
+    values, missing, names = noise(prompts=40)
+    found = prediction.foretold(values[:, :, None], missing, names, shares.steps[:3], shares.layers[:1])
+    drawn = [
+        figures.dominance_over_steps(questions.dominance_by_outcome(shares), "n"),
+        figures.prediction_panels(questions.auc_by_step(shares), found, prediction.reliability(found.images), "n"),
+        figures.head_matrix(questions.auc_by_head(shares), "n"),
+        figures.method_change(questions.method_changes(shares), "n"),
+        figures.dose_response(questions.dose_means(doses()), questions.dose_trend(doses()), "n"),
+    ]
+    for figure in drawn:
+        figure.savefig("/dev/null", format="png")
+        assert figure.get_size_inches()[0] == 6.75
+    lines = drawn[0].axes[0].lines
+    table = questions.dominance_by_outcome(shares)
+    part = table[(table["layer"] == shares.layers[0]) & (table["group"] == "missing") & (table["measure"] == "share")]
+    assert lines[0].get_ydata() == pytest.approx(part["value"].tolist())
+
+
+def test_layers_have_short_names():
+    assert figures.short_layer("up_blocks.1.attentions.0.transformer_blocks.0.attn2") == "up 1.0"
+    assert figures.short_layer("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid 0"
+    assert figures.short_layer("transformer_blocks.3.attn") == "transformer_blocks.3.attn"
