@@ -6,7 +6,7 @@ Each folder is a method. Scores are kept in one file, beside the trace if that i
 is new.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
@@ -105,13 +105,13 @@ def score_folders(
     references = reference_pictures(reference) if reference else []
     options = {"workers": workers, "device": device, "download": download}
     with Store.create(out) as store:
-        report = _scored(store, pictures, chosen, first, console, options)
+        report = score_pictures(store, pictures, chosen, first, console, options)
         sets = pd.DataFrame()
         if references:
             of_sets = [one for one in report.protocols if compares_sets(one)]
-            seen = _scored(store, references, of_sets, first, console, options)
+            seen = score_pictures(store, references, of_sets, first, console, options)
             problems += seen.problems
-            sets = _sets(store, pictures, references, of_sets)
+            sets = set_rows(store, pictures, references, of_sets)
         values = picture_values(store, report.protocols, methods, first)
     parts = cells(values, methods, first, allow_missing or len(methods) == 1) if len(values) else []
     return Scores(scoreboard(parts, first), sets, (*problems, *report.problems), report)
@@ -185,14 +185,15 @@ def _read(
     return pictures, problems
 
 
-def _scored(
+def score_pictures(
     store: Store,
     pictures: Sequence[Picture],
     chosen: Sequence[Protocol],
     baseline: str,
     console: Console,
-    options: dict[str, Any],
+    options: Mapping[str, Any],
 ) -> Report:
+    """Score pictures with a bar that says how far it is; `options` are those of `metrics.scoring.score`."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(f"scoring {pictures[0].method}"[:30], total=len(pictures))
@@ -206,13 +207,13 @@ def _scored(
         )
 
 
-def _sets(
+def set_rows(
     store: Store,
     pictures: Sequence[Picture],
     references: Sequence[Picture],
     chosen: Sequence[FeatureProtocol | ClipProtocol],
 ) -> pd.DataFrame:
-    """Return a row per method and set metric."""
+    """Return a row per method and set metric; all pictures have been scored under the protocols."""
     known = pictures_in(store)
 
     def shas(of: Sequence[Picture]) -> list[str]:

@@ -107,12 +107,35 @@ def scoreboard(parts: Sequence[Cells], baseline: str) -> pd.DataFrame:
         worse (prompts).
     """
     lines = [_line(part, method, baseline) for part in parts for method in part.by_method]
-    table = pd.DataFrame(lines)
+    return _corrected(pd.DataFrame(lines))
+
+
+def _corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with p-values by Holm over all its differences."""
     if "p" in table:
         tested = table["p"].dropna()
         corrected = holm({str(index): p for index, p in tested.items()})
         table["p_holm"] = [corrected.get(str(index), np.nan) for index in table.index]
     return table
+
+
+def pairwise(values: pd.DataFrame, methods: Sequence[str], baseline: str) -> pd.DataFrame:
+    """Return the rows of `scoreboard` where methods lack pictures: each on those that it shares with the baseline.
+
+    So two rows may be of different pictures; their numbers are in the columns. A method that shares none has no row.
+    """
+    boards = []
+    for method in methods:
+        pair = list(dict.fromkeys((baseline, method)))
+        mine = values[values["method"].isin(pair)]
+        if set(mine["method"]) == set(pair):
+            board = scoreboard(cells(mine, pair, baseline, allow_missing=True), baseline)
+            boards.append(board[board["method"] == method])
+    order = {method: place for place, method in enumerate(methods)}
+    table = pd.concat(boards).sort_values("method", key=lambda names: names.map(order), kind="stable")
+    metrics = list(dict.fromkeys(values["metric"]))
+    table = table.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable", ignore_index=True)
+    return _corrected(table)
 
 
 def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
