@@ -1,0 +1,1 @@
+"""What is run: the paper's experiments and their counterparts in the emoji world, as data."""

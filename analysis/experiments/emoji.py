@@ -1,0 +1,114 @@
+"""The same experiments in the emoji world, on its own small model: they run here, and say nothing of Stable Diffusion.
+
+Conventions: 25 steps of DPM-Solver, guidance 5, four seeds a prompt, one batch. Constants are the released ones where a
+method is not said to be tuned; `TUNED` has the best of six settings each on prompts that are in none of the sets, see
+``benchmarks/README.md``.
+"""
+
+from dataclasses import replace
+
+from analysis.experiments.experiment import Experiment, Part
+from analysis.experiments.paper import COMPARED, WITHOUT_LAYOUT, beta, guidance_sweep, until
+from regulate import METHODS, AttentionRegulation, Method
+from regulate.controls import Boost
+from tracer.capture import Capture
+from tracer.prompts import TEMPLATES, Prompt
+
+FOUR = (0, 1, 2, 3)
+PAIR = Prompt("elephant", "an elephant with glasses", ("elephant", "glasses"), "after arXiv 2403.06381")
+STEPS = (0, 2, 4, 8, 12, 16, 20, 24)
+LOOKED_AT = Capture(tokens="targets", heads="mean", steps=STEPS)
+REGULATION = AttentionRegulation()
+LAYERS: dict[str, Method] = {
+    "last down, first up": REGULATION,
+    "first down": replace(REGULATION, layers="down_blocks.0.*"),
+    "last down": replace(REGULATION, layers="down_blocks.1.*"),
+    "middle": replace(REGULATION, layers="mid_block.*"),
+    "first up": replace(REGULATION, layers="up_blocks.0.*"),
+    "last up": replace(REGULATION, layers="up_blocks.1.*"),
+    "all": replace(REGULATION, layers="*"),
+}
+DOSES: dict[str, Method] = {f"boost {amount}": Boost(amount) for amount in (0.25, 0.5, 1.0, 2.0, 4.0)}
+TRACED_METHODS = ("attend-and-excite-fixed", "regulation")
+
+
+def _templates(name: str, methods: dict[str, Method], **more: object) -> Part:
+    return Part(name, "A&E-style (276)", TEMPLATES, methods, **({"seeds": FOUR} | more))
+
+
+def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
+    shows = ("method-table", "forest", "outcomes")
+    return Experiment(name, question, (_templates("templates", methods, first=66),), shows)
+
+
+TABLE_SHOWS = ("method-table", "forest", "pareto", "outcomes", "thresholds", "seeds", "grid")
+EXPERIMENTS: tuple[Experiment, ...] = (
+    Experiment(
+        "emoji-table1",
+        "How do the methods compare in CLIP score, detection rate, LPIPS and overhead?",
+        (_templates("templates", WITHOUT_LAYOUT),),
+        TABLE_SHOWS,
+    ),
+    Experiment(
+        "emoji-layout",
+        "And where every prompt has a layout?",
+        (Part("layouts", "Layouts (250)", "emoji-layouts", COMPARED, FOUR),),
+        TABLE_SHOWS,
+    ),
+    Experiment(
+        "emoji-figure1",
+        "The same noise, with and without regulation, and with edits switched off on the way",
+        (Part("pairs", "Pairs", (PAIR,), {"regulation": REGULATION} | until((0.1, 0.25)), tuple(range(16))),),
+        ("pairs", "method-table"),
+    ),
+    Experiment(
+        "emoji-figure2",
+        "How much attention does each word get, where the image fails and where it succeeds?",
+        (Part("violins", "Violins", (PAIR,), {}, tuple(range(16)), traced={"plain": Capture(steps=(0, 12))}),),
+        ("violins",),
+    ),
+    Experiment(
+        "emoji-figure3",
+        "Where do the targets' maps lie after the optimisation, step by step?",
+        (
+            Part(
+                "maps", "Maps", (PAIR,), {"regulation": REGULATION}, FOUR,
+                traced={n: Capture(tokens="targets", steps=(0, 4, 8, 12, 24)) for n in ("plain", "regulation")},
+            ),
+        ),
+        ("maps",),
+    ),
+    Experiment(
+        "emoji-figure4",
+        "What do the methods' images look like?",
+        (_templates("grid", WITHOUT_LAYOUT, first=12, seeds=(0, 1)),),
+        ("grid",),
+    ),
+    _variants("emoji-ablation-layers", "Which layers should be edited?", LAYERS),
+    _variants("emoji-ablation-steps", "For how long should they be edited?", until((0.1, 0.25, 0.5, 0.75, 1.0))),
+    _variants("emoji-ablation-beta", "How near to the model's maps should an edit stay?", beta((0.0, 0.1, 1.0, 10.0))),
+    _variants(
+        "emoji-guidance-sweep", "Does a larger guidance scale cure neglect?", guidance_sweep((2.0, 3.5, 5.0, 7.5, 10.0))
+    ),
+    Experiment(
+        "emoji-dominance",
+        "Does dominance go with missing objects, and foretell them? Where? What do methods change of it?",
+        (
+            _templates(
+                "templates", {name: METHODS[name] for name in TRACED_METHODS},
+                traced={name: LOOKED_AT for name in ("plain", *TRACED_METHODS)},
+            ),
+        ),
+        ("dominance", "prediction", "heads", "changes", "pointing", "method-table"),
+    ),
+    Experiment(
+        "emoji-dose",
+        "Do dominance and detection follow the strength of an edit?",
+        (
+            _templates(
+                "templates", DOSES, first=66, traced={name: LOOKED_AT for name in ("plain", *DOSES)},
+            ),
+        ),
+        ("dose", "method-table"),
+    ),
+)  # fmt: skip

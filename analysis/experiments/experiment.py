@@ -1,0 +1,97 @@
+"""What an experiment is: models, prompt sets and methods, what is traced and scored, and what is shown of it.
+
+Conventions: frozen data, no code runs here. A part is one model on one prompt set; its methods share prompts, seeds,
+steps and guidance, and the first is stock diffusers, "plain".
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from analysis.plan import PLAIN
+from metrics.protocols import World
+from regulate import Method
+from tracer.capture import Capture
+from tracer.prompts import Prompt
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One model on one prompt set under some methods.
+
+    Attributes:
+        name: of its folder: small letters, digits, ``.``, ``_``, ``-``.
+        title: as tables and figures print it.
+        prompts: a prompt set by name, or the path of its file; or prompts, whose texts are their ids.
+        methods: by name; "plain" is added in front where it is missing.
+        seeds: of each prompt, the same for all.
+        model: a short name, a folder, or a hub id.
+        steps: of the scheduler.
+        guidance: scale of classifier-free guidance.
+        batch: images in one call of the pipeline, all of one prompt.
+        first: only so many of the set's prompts; None for all.
+        options: of the prompt set.
+        files: options of the prompt set that are files, by their names in the user's folder of data.
+        traced: what is kept of the attention, by method.
+    """
+
+    name: str
+    title: str
+    prompts: str | tuple[Prompt, ...]
+    methods: Mapping[str, Method]
+    seeds: tuple[int, ...]
+    model: str = "emoji"
+    steps: int = 25
+    guidance: float = 5.0
+    batch: int = 4
+    first: int | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    traced: Mapping[str, Capture] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Put "plain" first, and refuse what cannot be run."""
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"a part's name must be small letters, digits, '.', '_' and '-', got {self.name!r}")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise ValueError(f"seeds must be at least one, all different, not negative, got {self.seeds}")
+        if self.batch < 1 or self.steps < 1 or (self.first is not None and self.first < 1):
+            raise ValueError(f"batch, steps and first must be at least 1, got {self.batch}, {self.steps}, {self.first}")
+        if self.methods.get(PLAIN, Method()) != Method():
+            raise ValueError(f"the method named {PLAIN!r} must be stock diffusers, got {self.methods[PLAIN]}")
+        object.__setattr__(self, "methods", {PLAIN: Method()} | dict(self.methods))
+        if strangers := set(self.traced) - set(self.methods):
+            raise ValueError(f"traced must be some of {', '.join(self.methods)}, got {', '.join(sorted(strangers))}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one command runs.
+
+    Attributes:
+        name: as the command line takes it.
+        question: that it answers, in a sentence.
+        parts: in the order of the tables.
+        shows: names of what is made of the results, see `analysis.outputs`.
+        protocols: keys of registered protocols; none for the world's defaults.
+        reference: a folder of real images that sets are compared with; "" for none.
+        world: of models and evaluators.
+        takes: machine and time, as measured; what it is good to know before.
+    """
+
+    name: str
+    question: str
+    parts: tuple[Part, ...]
+    shows: tuple[str, ...]
+    protocols: tuple[str, ...] = ()
+    reference: str = ""
+    world: World = "emoji"
+    takes: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse parts that would share a folder."""
+        names = [part.name for part in self.parts]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"parts must be at least one, with names of their own, got {names}")

@@ -1,0 +1,63 @@
+"""Jobs on the workers of a Ray cluster that is there already: an actor each, with a pipeline of its own.
+
+Conventions: the run's folder is on a disk that all machines see, under the same path. Ray is an extra:
+``pip install attnreg[ray]``.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from analysis.running.engines import Engine, deal
+from analysis.running.units import Job
+from analysis.running.worker import Setup, Worker
+
+
+def on_ray(workers: int, address: str = "auto") -> Engine:
+    """Return an engine of so many Ray actors; one that dies is begun anew, and its job done again.
+
+    Args:
+        workers: actors; each reserves a CPU, or a graphics card where models run on one.
+        address: of the cluster; "local" begins one on this machine.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: there is to be no worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("the engine 'ray' needs Ray: pip install 'attnreg[ray]'") from error
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+
+    def engine(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
+        began = not ray.is_initialized()
+        if began:
+            ray.init(address=address, log_to_driver=False)
+        needs = {"num_gpus": 1} if setup.device.startswith("cuda") else {"num_cpus": 1}
+        actor = ray.remote(**needs)(Worker)
+        try:
+            deal([_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))], jobs, tick)
+        finally:
+            if began:
+                ray.shutdown()
+
+    return engine
+
+
+class _Actor:
+    """An actor, and another one when it died: one that Ray itself begins anew refuses jobs until it is there."""
+
+    def __init__(self, ray: Any, begin: Callable[[], Any]):
+        self.ray, self.begin = ray, begin
+        self.handle = begin()
+
+    def submit(self, job: Job) -> Future[int]:
+        return self.handle.do.remote(job).future()
+
+    def died(self, error: BaseException) -> bool:
+        if not isinstance(error, self.ray.exceptions.RayActorError):
+            return False
+        self.handle = self.begin()
+        return True

@@ -1,0 +1,184 @@
+"""The unit of work: one prompt's images under one method, as one batch; known by a hash of all that makes them.
+
+Conventions: a unit is done or not, never half: it is made again as a whole. Two cells of the plan that ask for the same
+images, such as a method that has nothing to do and "plain", are one unit. A job is all units of one prompt, the methods
+one after the other on one worker, so that their times can be compared in pairs.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+from diffusers import DiffusionPipeline
+
+from analysis.experiments.experiment import Part
+from analysis.plan import PLAIN
+from analysis.prompts.sets import PromptSet
+from regulate import Given, Method
+from regulate.applied import subjects_of
+from regulate.method import ACTS, Standing
+from tracer.capture import Capture
+from tracer.prompts import Prompt
+
+LONGEST_NAME = 80  # of a folder, in bytes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One batch to be made.
+
+    Attributes:
+        key: hash of all that its images depend on, and of what is traced.
+        part: name of the part.
+        name: of the method, the first one that asks for these images.
+        method: that makes them.
+        model: that makes them.
+        prompt: of all of them.
+        given: what else is known of the prompt.
+        seeds: one per image.
+        steps: of the scheduler.
+        guidance: scale.
+        capture: what is traced; None for nothing.
+    """
+
+    key: str
+    part: str
+    name: str
+    method: Method
+    model: str
+    prompt: Prompt
+    given: Given
+    seeds: tuple[int, ...]
+    steps: int
+    guidance: float
+    capture: Capture | None
+
+    @property
+    def folder(self) -> str:
+        """Where its images lie, from the run's folder."""
+        return f"images/{self.part}/{file_name(self.name)}/{file_name(self.prompt.id)}"
+
+
+Job = tuple[Unit, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a prompt: the units that make its images, or why there are none."""
+
+    method: str
+    prompt: Prompt
+    standing: Standing
+    units: tuple[Unit, ...] = ()
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A part with its prompts, and everything that is to be made for it.
+
+    Attributes:
+        part: that was planned.
+        prompts: its prompt set.
+        model: what the trace calls the model, and a hash of its weights.
+        cells: of every method and prompt, prompt by prompt.
+    """
+
+    part: Part
+    prompts: PromptSet
+    model: tuple[str, str]
+    cells: tuple[Cell, ...] = field(repr=False)
+
+    @property
+    def units(self) -> dict[str, Unit]:
+        """Every unit once, by key, in the order of the work."""
+        return {unit.key: unit for cell in self.cells for unit in cell.units}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The units prompt by prompt."""
+        jobs: dict[str, list[Unit]] = {}
+        for unit in self.units.values():
+            jobs.setdefault(unit.prompt.id, []).append(unit)
+        return [tuple(job) for job in jobs.values()]
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """The methods that lack what they need for some prompt, with the first reason."""
+        found: dict[str, str] = {}
+        for cell in self.cells:
+            if cell.standing.verdict == "n/a":
+                found.setdefault(cell.method, f"{cell.prompt.text!r}: {cell.standing.reason}")
+        return found
+
+
+def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tuple[str, str]) -> Planned:
+    """Return what is to be made for a part.
+
+    Args:
+        part: one model on one prompt set.
+        prompts: the set.
+        pipe: the model, for its tokenizer and its sampler.
+        model: its name and a hash of its weights.
+
+    Raises:
+        ValueError: a target is not in its prompt, a prompt is too long, or a method refuses one.
+    """
+    sampler = {"scheduler": type(pipe.scheduler).__name__, "scheduler_config": dict(pipe.scheduler.config)}
+    cells = []
+    for prompt in prompts.prompts[: part.first]:
+        given = prompts.given.get(prompt.text, Given())
+        subject = subjects_of(pipe, [prompt.text], [prompt.targets], part.seeds[:1], [given])
+        for name, method in part.methods.items():
+            standing = method.standing(subject[0])
+            if standing.verdict == "acts":
+                method.check(subject)
+            units = _units(part, name, method, prompt, given, standing, {"weights": model[1]} | sampler)
+            cells.append(Cell(name, prompt, standing, units if standing.verdict != "n/a" else ()))
+    return Planned(part, prompts, model, _shared(cells))
+
+
+def _units(
+    part: Part, name: str, method: Method, prompt: Prompt, given: Given, standing: Standing, facts: Mapping[str, Any]
+) -> tuple[Unit, ...]:
+    capture = part.traced.get(name)
+    if standing != ACTS:  # the images are the plain ones
+        name, method = PLAIN, Method()
+    given = Given() if method == Method() else given
+    asked = (part.model, prompt, given)
+    found = []
+    for start in range(0, len(part.seeds), part.batch):
+        seeds = part.seeds[start : start + part.batch]
+        known = {
+            "part": part.name, "method": method.name, "parameters": method.parameters(), "prompt": asdict(prompt),
+            "given": given.digest(), "seeds": seeds, "steps": part.steps, "guidance": part.guidance,
+            "capture": capture and asdict(capture),
+        }  # fmt: skip
+        key = digest_of(known | dict(facts))
+        found.append(Unit(key, part.name, name, method, *asked, seeds, part.steps, part.guidance, capture))
+    return tuple(found)
+
+
+def _shared(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Return the cells such that those which ask for the same images share one unit, named after the first."""
+    first: dict[str, Unit] = {}
+    return tuple(
+        Cell(cell.method, cell.prompt, cell.standing, tuple(first.setdefault(unit.key, unit) for unit in cell.units))
+        for cell in cells
+    )
+
+
+def digest_of(facts: Mapping[str, Any]) -> str:
+    """Return a hash of facts that JSON can say; of others, of how they print."""
+    text = json.dumps(facts, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_name(text: str) -> str:
+    """Return a text as the name of a file or folder: the same for the same text, another for another."""
+    name = quote(text, safe=" ,'+-_=()[]")
+    if name.strip(" .") == name and name and len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[:LONGEST_NAME].strip(' .%')}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"

@@ -1,0 +1,134 @@
+"""Who makes the images: a process that loads a model once, and does unit after unit.
+
+Conventions: first the images, then the trace, last the unit's own file: who finds that finds the rest. A unit that
+fails is noted with its traceback, and the next one is done.
+"""
+
+import os
+import platform
+import time
+import traceback
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+
+from analysis.running.ledger import done, write_failure, write_unit
+from analysis.running.units import Job, Unit
+from metrics.machine import Timing, counting, timed
+from regulate import Request, generate
+from regulate.generate import Generated
+from tracer.models import load_pipeline
+from tracer.pictures import write_image
+from tracer.sites import denoiser
+from tracer.store import Store
+
+TRACES = "traces"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker is told.
+
+    Attributes:
+        run: folder of the run.
+        device: where models run.
+        threads: that a worker computes with on the CPU; None to leave them as they are.
+    """
+
+    run: Path
+    device: str = "cpu"
+    threads: int | None = None
+
+
+class Worker:
+    """Does jobs; keeps the pipeline of the last model."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        self._loaded: tuple[str, DiffusionPipeline] | None = None
+        if setup.threads is not None:
+            torch.set_num_threads(setup.threads)
+        torch.set_flush_denormal(True)  # numbers that are almost zero cost the CPU a hundred times the others
+
+    def do(self, job: Job) -> int:
+        """Do what of a job is not done, and return how many units that were."""
+        there = done(self.setup.run)
+        left = [unit for unit in job if unit.key not in there]
+        for unit in left:
+            try:
+                self._do(unit)
+            except Exception as error:
+                write_failure(self.setup.run, unit.key, _facts(unit, error))
+        return len(left)
+
+    def _do(self, unit: Unit) -> None:
+        pipe, run = self._pipe(unit.model), self.setup.run
+        draft = None if unit.capture is None else _draft(run, unit.key)
+        found: list[Generated] = []
+        with counting(denoiser(pipe)) as count:
+            make = partial(_generated, pipe, unit, draft, found)
+            timing = timed(make, self.setup.device, lambda: count.passes, time.perf_counter)
+        paths = [f"{unit.folder}/{seed}.png" for seed in unit.seeds]
+        for image, path in zip(found[0].images, paths, strict=True):
+            write_image(image, run / path)
+        if draft is not None:
+            _finish(draft, found[0], paths)
+        write_unit(run, unit.key, self._rows(unit, found[0], paths, timing, count.with_gradient))
+
+    def _rows(
+        self, unit: Unit, made: Generated, paths: list[str], timing: Timing, gradient_passes: int
+    ) -> list[dict[str, object]]:
+        same = {
+            "unit": unit.key, "part": unit.part, "method": unit.name, "prompt_id": unit.prompt.id,
+            "prompt": unit.prompt.text, "images": len(unit.seeds),
+            "seconds": timing.seconds if unit.capture is None else float("nan"),
+            "passes": timing.passes, "gradient_passes": gradient_passes, "peak_bytes": timing.peak_bytes,
+            "device": self.setup.device, "threads": torch.get_num_threads(), "host": platform.node(),
+        }  # fmt: skip
+        each = zip(unit.seeds, paths, made.sha256, strict=True)
+        return [same | {"seed": seed, "image": path, "image_sha256": sha256} for seed, path, sha256 in each]
+
+    def _pipe(self, model: str) -> DiffusionPipeline:
+        if self._loaded is None or self._loaded[0] != model:
+            self._loaded = None  # room for the next one
+            self._loaded = model, load_pipeline(model, self.setup.device)
+        return self._loaded[1]
+
+
+def _generated(pipe: DiffusionPipeline, unit: Unit, draft: Path | None, found: list[Generated]) -> None:
+    asked = unit.prompt.text, unit.prompt.targets, unit.seeds, unit.steps, unit.guidance
+    request = Request(*asked, batch=len(unit.seeds), given=unit.given)
+    if draft is None:
+        found.append(generate(pipe, request, unit.method))
+        return
+    with Store.create(draft) as store:
+        found.append(generate(pipe, request, unit.method, store, unit.capture))
+
+
+def _draft(run: Path, key: str) -> Path:
+    """Return where a unit's trace is written, with nothing left there of a worker that was killed."""
+    folder = run / TRACES
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{key}.{os.getpid()}.duckdb"
+    for old in folder.glob(f".{key}.*"):
+        old.unlink()
+    return draft
+
+
+def _finish(draft: Path, made: Generated, paths: list[str]) -> None:
+    """Note in a trace where its images lie, and put it in its place."""
+    with Store.create(draft) as store:
+        named = enumerate(zip(made.sha256, paths, strict=True))
+        store.add_images(made.run_id or 1, dict(named))
+    draft.replace(draft.with_name(f"{draft.name.split('.')[1]}.duckdb"))
+
+
+def _facts(unit: Unit, error: Exception) -> dict[str, object]:
+    return {
+        "part": unit.part, "method": unit.name, "prompt_id": unit.prompt.id, "prompt": unit.prompt.text,
+        "seeds": list(unit.seeds), "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(),
+        "host": platform.node(), "process": os.getpid(),
+    }  # fmt: skip

@@ -1,0 +1,112 @@
+"""Workers that die: what they were at is made again, and the tables are those of one process."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+import small_runs
+
+from analysis.running.engines import WorkersDied, deal, local
+from analysis.running.ledger import done, rows_of
+from analysis.running.ray_engine import on_ray
+from analysis.running.run import How
+
+
+class Dead(Exception):
+    """A worker died."""
+
+
+class Seat:
+    """Its worker dies at the jobs that it is told to, so many times."""
+
+    def __init__(self, deaths=()):
+        self.deaths, self.did = list(deaths), []
+
+    def submit(self, job):
+        future = Future()
+        if job in self.deaths:
+            self.deaths.remove(job)
+            future.set_exception(Dead())
+        else:
+            self.did.append(job)
+            future.set_result(1)
+        return future
+
+    def died(self, error):
+        return isinstance(error, Dead)
+
+
+def jobs(unit, count):
+    return [(replace(unit, key=str(number)),) for number in range(count)]
+
+
+@pytest.fixture
+def unit(small, tiny_pipe):
+    from analysis.prompts.files import PromptSet
+    from analysis.running.units import planned
+
+    return planned(small.parts[0], PromptSet("p", "P", small.parts[0].prompts), tiny_pipe, ("", "")).jobs[0][0]
+
+
+def test_every_job_is_done_once_by_some_worker(unit):
+    seats = [Seat(), Seat()]
+    deal(seats, jobs(unit, 7), lambda: None)
+    assert sorted(int(job[0].key) for seat in seats for job in seat.did) == list(range(7))
+    assert all(seat.did for seat in seats)
+
+
+def test_a_job_whose_worker_died_is_done_again_and_first(unit):
+    second = jobs(unit, 3)[1]
+    seat = Seat(deaths=[second, second])
+    deal([seat], jobs(unit, 3), lambda: None)
+    assert [job[0].key for job in seat.did] == ["0", "1", "2"]
+
+
+def test_a_job_that_kills_three_workers_is_given_up(unit):
+    with pytest.raises(WorkersDied, match="3 workers died at the same job, of 'a cat and a dog'; is"):
+        deal([Seat(deaths=jobs(unit, 1) * 3)], jobs(unit, 2), lambda: None)
+
+
+def test_any_other_error_is_the_callers(unit):
+    class Broken(Seat):
+        def died(self, error):
+            return False
+
+    with pytest.raises(Dead):
+        deal([Broken(deaths=jobs(unit, 1))], jobs(unit, 2), lambda: None)
+
+
+def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path):
+    eight = small_runs.eight(small.parts[0].model)
+    alone = quiet(eight, tmp_path / "alone")
+    killed = []
+
+    def kill() -> None:
+        end = time.monotonic() + 300
+        while time.monotonic() < end and not killed:
+            runs = list((tmp_path / "both").glob("small-*"))
+            workers = multiprocessing.active_children()
+            if runs and 2 <= len(done(runs[0])) < 14 and len(workers) == 2:
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(workers[0].pid)
+            time.sleep(0.02)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    both = quiet(eight, tmp_path / "both", How(workers=2))
+    killer.join()
+    assert len(killed) == 1
+    assert both.parts[0].board.equals(alone.parts[0].board)
+    assert set(rows_of(both.run)["unit"]) == set(rows_of(alone.run)["unit"])
+    assert not both.failed
+
+
+def test_engines_of_no_worker_are_refused():
+    for engine in (local, on_ray):
+        with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+            engine(0)

@@ -1,0 +1,48 @@
+"""A small experiment on a model of random weights, judged by the emoji world's own evaluators."""
+
+from dataclasses import dataclass, replace
+from io import StringIO
+
+from rich.console import Console
+
+from analysis.experiments.experiment import Experiment, Part
+from analysis.running.run import How, RunResults, run
+from regulate import METHODS, AttentionRegulation
+from tracer.prompts import Prompt
+
+PROMPTS = tuple(
+    Prompt(f"pair-{number}", f"a {first} and a {second}", (first, second), "test")
+    for number, (first, second) in enumerate([("cat", "dog"), ("lion", "bowl"), ("frog", "chair")])
+)
+HERE = How(workers=0)
+
+
+def small(model: str) -> Experiment:
+    """Return three prompts, two seeds, plain, regulation, and a method that has nothing to do."""
+    methods = {"regulation": AttentionRegulation(iterations=2), "syngen": METHODS["syngen-fixed"]}
+    part = Part("pairs", "Pairs", PROMPTS, methods, (0, 1), model, steps=2, batch=2)
+    return Experiment("small", "Does it work?", (part,), ("method-table", "forest", "outcomes"))
+
+
+def eight(model: str) -> Experiment:
+    """Return the same on eight prompts and a few more steps: long enough to be interrupted."""
+    return changed(small(model), prompts="attend-and-excite-templates", first=8, steps=6)
+
+
+def changed(experiment: Experiment, **facts: object) -> Experiment:
+    """Return the experiment with another part."""
+    return replace(experiment, parts=(replace(experiment.parts[0], **facts),))
+
+
+@dataclass
+class Quiet:
+    """Runs an experiment without a word, and keeps what would have been said."""
+
+    said: str = ""
+
+    def __call__(self, experiment: Experiment, out, how: How = HERE) -> RunResults | None:
+        console = Console(file=StringIO(), width=200)
+        try:
+            return run(experiment, out, how, console)
+        finally:
+            self.said = console.file.getvalue()
