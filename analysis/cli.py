@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
+from rich.console import Console
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
 from analysis.cli_doctor import health
 from analysis.cli_methods import catalogue
+from analysis.cli_runs import runs
 from analysis.cli_scores import scores
 from analysis.cli_traces import traces
 from analysis.compare import compare as compare_methods
 from analysis.demo import demo as make_demo
 from analysis.method_list import known
+from analysis.outputs.two_runs import compare_runs
 from analysis.plain_errors import plainly
 from analysis.plan import animal_pairs, halves
 from analysis.search import search_and_test as search_variants
@@ -29,6 +32,7 @@ app.add_typer(traces)
 app.add_typer(scores)
 app.add_typer(health)
 app.add_typer(catalogue)
+app.add_typer(runs)
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds, counting from 0.", min=1)]
 Model = Annotated[str, typer.Option(help="A short name (emoji, sd15, ...), a folder, or a hub id[@revision].")]
@@ -80,6 +84,10 @@ def demo(
 
 @app.command()
 def compare(
+    runs_given: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Folders of two runs of `attnreg run`, to set side by side.", metavar="[RUN RUN]"),
+    ] = None,
     out: Out = Path("runs/compare"),
     seeds: Seeds = 16,
     pairs: Annotated[Pairs, typer.Option(help="All 66 animal pairs, or one half of them.")] = Pairs.ALL,
@@ -89,9 +97,14 @@ def compare(
     ] = False,
     model: Model = "emoji",
 ) -> None:
-    """Measure whether methods help, over animal pairs and seeds; resumes where it was stopped."""
+    """Measure whether methods help, over animal pairs and seeds; or set two runs side by side."""
     prompts = animal_pairs()
     with plainly():
+        if runs_given:
+            if len(runs_given) != 2:
+                raise ValueError(f"two runs can be compared, got {len(runs_given)}")
+            compare_runs(*runs_given, Console())
+            return
         methods = {name: known(name).method for name in method or ["regulation"]}
         if search and len(methods) > 1:
             raise ValueError(f"--search is of one --method, got {', '.join(methods)}")

@@ -1,0 +1,142 @@
+"""From anecdote to evidence: what the traces of many prompts say about dominance and missing objects."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.evidence import figures
+from analysis.evidence.pointing import pointing_means, pointing_table
+from analysis.evidence.prediction import foretold, reliability
+from analysis.evidence.questions import (
+    auc_by_head,
+    auc_by_step,
+    dominance_by_outcome,
+    dose_frame,
+    dose_means,
+    dose_trend,
+    method_changes,
+)
+from analysis.evidence.tables import TargetShares, share_ratio, target_shares
+from analysis.figures.style import WIDTH, wrapped
+from analysis.outputs.made import Made, MadeFigure
+from analysis.outputs.method_results import WORLDS
+from analysis.plan import PLAIN
+from analysis.running.results import PartResults
+from analysis.running.run import RunResults
+from tracer.store import Store
+
+
+def over_steps(results: RunResults) -> Iterator[Made]:
+    """Yield how dominant one target is, in images that miss an object and in others."""
+    for part in _traced(results):
+        table = dominance_by_outcome(_plain(part))
+        yield _figure(
+            results, part, "dominance", "Does dominance go with missing objects?",
+            "The share of the most dominant target in each layer, step by step, in plain images that miss a target and "
+            "in those that show all, with 95 % intervals over prompts.",
+            partial(figures.dominance_over_steps, table),
+        )  # fmt: skip
+
+
+def prediction(results: RunResults) -> Iterator[Made]:
+    """Yield whether dominance foretells that an object will be missing."""
+    for part in _traced(results):
+        shares = _plain(part)
+        measure = np.log(share_ratio(shares.by_layer()))
+        found = foretold(measure, shares.missing, shares.prompts, shares.steps, shares.layers)
+        table, bins = auc_by_step(shares), reliability(found.images)
+        yield _figure(
+            results, part, "prediction", "Does dominance foretell a missing object?",
+            "Left: the area under the ROC curve of the dominant target's share, by step and layer. Middle: how often "
+            "the missing target is the one with the smaller share. Right: what a logistic curve foretells of prompts "
+            f"that it was not fitted to, against what happened; its squared error is {found.gain.estimate:.3f} "
+            f"[{found.gain.low:.3f}, {found.gain.high:.3f}] below that of foretelling the mean.",
+            partial(figures.prediction_panels, table, found, bins),
+        )  # fmt: skip
+
+
+def heads(results: RunResults) -> Iterator[Made]:
+    """Yield which heads and layers carry it."""
+    for part in _traced(results):
+        table = auc_by_head(_plain(part))
+        yield _figure(
+            results, part, "heads", "Which heads and layers carry it?",
+            "The area under the ROC curve of a head's dominant share, averaged over the steps; 0.5 is chance. Two "
+            "stars: p below 0.05 after Holm, one: after Benjamini and Hochberg.",
+            partial(figures.head_matrix, table),
+        )  # fmt: skip
+
+
+def changes(results: RunResults) -> Iterator[Made]:
+    """Yield how each method changes dominance."""
+    for part in _traced(results):
+        shares = _shares(part)
+        if len(set(shares.images["method"])) > 1:
+            table = method_changes(shares, PLAIN)
+            yield _figure(
+                results, part, "changes", "What do methods change of it?",
+                "The ratio of the largest to the smallest share as a multiple of the plain image's, and how much more "
+                "the target gets that the plain image misses; the model's own maps, the same prompts and seeds.",
+                partial(figures.method_change, table),
+            )  # fmt: skip
+
+
+def pointing(results: RunResults) -> Iterator[Made]:
+    """Yield whether the maps are about the objects."""
+    for part in _traced(results):
+        with Store.open(part.store) as store:
+            table = pointing_table(store, part.protocol("detection_rate"))
+        table = pointing_means(table[table["method"] == PLAIN])
+        yield _figure(
+            results, part, "pointing", "Are the maps about the objects?",
+            "How often a word's highest cell lies in the box that the detector found for it, and how much of its map "
+            "does, beside what a map without any idea of the object would give.",
+            partial(figures.pointing_over_steps, table),
+        )  # fmt: skip
+
+
+def dose(results: RunResults) -> Iterator[Made]:
+    """Yield dominance and detection over the strength of an edit: methods whose names end in a number."""
+    for part in _traced(results):
+        strengths = {PLAIN: 0.0} | {name: float(name.split()[-1]) for name in part.methods if name != PLAIN}
+        shares = _shares(part)
+        doses = dose_frame(shares, strengths, shares.steps[len(shares.steps) // 2])
+        means, trend = dose_means(doses), dose_trend(doses)
+        yield _figure(
+            results, part, "dose", "Do dominance and detection follow the strength of the edit?",
+            "The same prompts and seeds at every strength; 0 is the plain model. 95 % intervals over prompts.",
+            partial(figures.dose_response, means, trend),
+        )  # fmt: skip
+
+
+def _traced(results: RunResults) -> Iterator[PartResults]:
+    for part in results.parts:
+        if part.planned.part.traced:
+            yield part
+
+
+@lru_cache(2)
+def _shares(part: PartResults) -> TargetShares:
+    with Store.open(part.store) as store:
+        return target_shares(store, part.protocol("detection_rate"))
+
+
+def _plain(part: PartResults) -> TargetShares:
+    return _shares(part).of(PLAIN)
+
+
+def _figure(
+    results: RunResults, part: PartResults, name: str, title: str, text: str, draw: Callable[[str], Figure]
+) -> MadeFigure:
+    images: pd.DataFrame = _shares(part).images
+    plain = images[images["method"] == PLAIN]
+    caption = (
+        f"{WORLDS[results.experiment.world]}{part.title}: {plain['prompt'].nunique()} prompts, {len(plain)} plain "
+        f"images, {int((~plain['found']).sum())} of which miss a target ({part.protocol('detection_rate')})."
+    )
+    several = len(results.parts) > 1
+    full = f"{name}-{part.planned.part.name}" if several else name
+    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)))

@@ -1,0 +1,149 @@
+"""What images and maps look like: grids, pairs, violins, maps over steps, chosen by rules that are said.
+
+Conventions: prompts are spread evenly over the set; seeds are counted from the first. Of traced images the one of the
+lowest seed that misses a target is shown, and the one of the lowest seed that shows all.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis import tables
+from analysis.figures.attention import dominance_violins
+from analysis.figures.pictures import maps_over_steps, method_grid, pairs
+from analysis.figures.style import WIDTH, Picture, wrapped
+from analysis.outputs.made import Made, MadeFigure
+from analysis.outputs.method_results import WORLDS
+from analysis.plan import PLAIN
+from analysis.running.results import PartResults
+from analysis.running.run import RunResults
+from tracer.store import Store
+
+PROMPTS, SEEDS, PAIRS = 5, 2, 12  # that a figure shows
+FOUND = """
+SELECT p.method, p.prompt, p.seed, v.target, v.found, v.box[1] AS "left", v.box[2] AS top, v.box[3] AS "right",
+       v.box[4] AS bottom
+FROM pictures p JOIN verdicts v USING (image_sha256)
+WHERE v.protocol = $protocol AND v.against = array_to_string(list_sort(p.targets), ', ')
+ORDER BY p.method, p.prompt, p.seed, v.target"""
+TRACED = """
+SELECT run_id, sample, method, prompt, seed, found
+FROM samples JOIN runs USING (run_id) JOIN outcomes USING (run_id, sample)
+WHERE protocol = $protocol ORDER BY method, prompt, seed"""
+
+Key = tuple[str, str, int]
+
+
+def grids(results: RunResults) -> Iterator[Made]:
+    """Yield the same prompts and seeds under every method, as Figure 4."""
+    for part in results.parts:
+        prompts = list(dict.fromkeys(part.images["prompt"]))
+        places = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
+        seeds = part.planned.part.seeds[:SEEDS]
+        shown = [(method, prompts[place], seed) for method in part.methods for place in places for seed in seeds]
+        pictures = _pictures(results.run, part, shown)
+        yield _figure(
+            results, part, "grid", "The same noise under every method",
+            "Prompts are spread evenly over the set; frames, and words below an image, name what is not found in it.",
+            partial(method_grid, pictures, _found(part)),
+        )  # fmt: skip
+
+
+def paired(results: RunResults) -> Iterator[Made]:
+    """Yield plain images beside those of each method, as Figure 1."""
+    for part in results.parts:
+        keys = list(part.images[["prompt", "seed"]].drop_duplicates().itertuples(index=False, name=None))[:PAIRS]
+        for method in part.methods:
+            if method != PLAIN:
+                shown = [(name, *key) for name in (PLAIN, method) for key in keys]
+                pictures = _pictures(results.run, part, shown)
+                yield _figure(
+                    results, part, f"pairs-{method.replace(' ', '-')}", f"{PLAIN} and {method}",
+                    f"Left the plain image, right that of {method}, from the same noise.",
+                    partial(pairs, pictures, _found(part)),
+                )  # fmt: skip
+
+
+def violins(results: RunResults) -> Iterator[Made]:
+    """Yield how much attention each word gets in an image that fails and in one that succeeds, as Figure 2."""
+    for part in results.parts:
+        protocol = part.protocol("detection_rate")
+        with Store.open(part.store) as store:
+            traced = store.sql(TRACED, {"protocol": protocol})
+            plain = traced[traced["method"] == PLAIN]
+            chosen = plain.drop_duplicates("found").sort_values("found", ignore_index=True)
+            steps = sorted(part.planned.part.traced[PLAIN].steps or (0,))
+            layer, heads = tables.most_attended_layer(store, int(chosen.at[0, "run_id"]), steps[-1])
+            values = pd.concat(
+                tables.violin_values(store, int(row.run_id), [int(row.sample)], layer, steps).assign(sample=place)
+                for place, row in enumerate(chosen.itertuples())
+            )
+        found = _found(part)
+        lacking = found[(found["method"] == PLAIN) & ~found["found"]]
+        lacking = lacking.merge(chosen[["prompt", "seed"]].reset_index(names="sample"), on=["prompt", "seed"])
+        words = values[["sample", "word_idx", "word"]].drop_duplicates()
+        missing = words.merge(lacking, left_on=["sample", "word"], right_on=["sample", "target"])
+        missing = missing[["sample", "word_idx"]]
+        keys = [(PLAIN, row.prompt, int(row.seed)) for row in chosen.itertuples()]
+        pictures = dict(enumerate(_pictures(results.run, part, keys).values()))
+        titles = {place: _title(place, int(seed), lacking) for place, seed in enumerate(chosen["seed"])}
+        name = layer.removesuffix(".attn2")
+        yield _figure(
+            results, part, "violins", "How much attention each word gets",
+            f"Probabilities over the pixels of {name}, {heads} heads pooled, conditional half, not renormalised; the "
+            "layer gives the targets most attention. An arrow marks a target that the image misses.",
+            partial(dominance_violins, values, missing, pictures, titles),
+        )  # fmt: skip
+
+
+def maps(results: RunResults) -> Iterator[Made]:
+    """Yield the targets' maps over steps, as the model has them and as each method leaves them, as Figure 3."""
+    for part in results.parts:
+        with Store.open(part.store) as store:
+            traced = store.sql(TRACED, {"protocol": part.protocol("detection_rate")})
+            failed = traced[(traced["method"] == PLAIN) & ~traced["found"]]
+            seed = int((failed if len(failed) else traced)["seed"].iat[0])
+            rows = traced[traced["seed"] == seed].drop_duplicates("method").set_index("method")
+            edited = [method for method in part.planned.part.traced if method != PLAIN]
+            layers = tables.edited_layers(store, int(rows.at[edited[0], "run_id"]))
+            steps = sorted(part.planned.part.traced[PLAIN].steps or (0,))
+            found = pd.concat(
+                tables.overlay_maps(store, int(row.run_id), [int(row.sample)], layers, steps)
+                for row in rows.itertuples()
+            )
+        keys = [(method, str(rows.at[method, "prompt"]), seed) for method in (PLAIN, *edited)]
+        pictures = dict(zip((PLAIN, *edited), _pictures(results.run, part, keys).values(), strict=True))
+        yield _figure(
+            results, part, "maps", "Where the targets' maps lie, step by step",
+            f"Seed {seed}; mean over the {len(layers)} edited layers and their heads, on one scale. Where a method "
+            "edits, its maps after the edit are shown.",
+            partial(maps_over_steps, found, pictures, steps),
+        )  # fmt: skip
+
+
+def _title(sample: int, seed: int, lacking: pd.DataFrame) -> str:
+    absent = list(lacking.loc[lacking["sample"] == sample, "target"])
+    return f"seed {seed}: " + (f"no {' and no '.join(absent)}" if absent else "all found")
+
+
+def _found(part: PartResults) -> pd.DataFrame:
+    with Store.open(part.store) as store:
+        return store.sql(FOUND, {"protocol": part.protocol("detection_rate")})
+
+
+def _pictures(run: Path, part: PartResults, keys: Sequence[Key]) -> Mapping[Key, Picture]:
+    paths = part.images.set_index(["method", "prompt", "seed"])["image"]
+    return {key: np.asarray(Image.open(run / paths[key]).convert("RGB")) for key in keys}
+
+
+def _figure(
+    results: RunResults, part: PartResults, name: str, title: str, text: str, draw: Callable[[str], Figure]
+) -> MadeFigure:
+    caption = f"{WORLDS[results.experiment.world]}{part.title}. {text}"
+    full = f"{name}-{part.planned.part.name}" if len(results.parts) > 1 else name
+    return MadeFigure(full, title, text, f"{title}. {caption}", lambda: draw(wrapped(caption, WIDTH)))

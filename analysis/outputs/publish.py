@@ -1,0 +1,154 @@
+"""A run's tables and figures as files, and its page: all made anew from what is stored, which takes no model.
+
+Conventions: ``tables/<name>.csv``, ``.md``, ``.html``, ``.tex``; ``figures/<name>.pdf``, ``.svg``, ``.png``; and
+``index.html``. The same store gives the same bytes.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis.figures import files as figure_files
+from analysis.outputs import dominance, method_results, pictures
+from analysis.outputs.made import Made, MadeFigure, MadeTable
+from analysis.page.gallery import Entry, Gallery, entries_of
+from analysis.page.run_page import Drawing, Notice, RunPage, TableBlock, html_of_run
+from analysis.paper import files as table_files
+from analysis.plan import PLAIN
+from analysis.running.results import PartResults
+from analysis.running.run import RunResults
+from metrics.protocols import DetectionProtocol
+from tracer.store import Store
+
+SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
+    "method-table": method_results.method_tables,
+    "model-tables": method_results.model_tables,
+    "set-table": method_results.set_tables,
+    "forest": method_results.forests,
+    "pareto": method_results.paretos,
+    "outcomes": method_results.outcomes,
+    "thresholds": method_results.thresholds,
+    "seeds": method_results.seeds,
+    "grid": pictures.grids,
+    "pairs": pictures.paired,
+    "violins": pictures.violins,
+    "maps": pictures.maps,
+    "dominance": dominance.over_steps,
+    "prediction": dominance.prediction,
+    "heads": dominance.heads,
+    "changes": dominance.changes,
+    "pointing": dominance.pointing,
+    "dose": dominance.dose,
+}
+LARGEST_GALLERY = 20_000  # images on the page
+
+
+def publish(results: RunResults, console: Console | None = None) -> Path:
+    """Write all that an experiment shows, and return the path of its page.
+
+    Args:
+        results: from `analysis.running.run.run`.
+        console: where the tables are printed.
+    """
+    made = [one for name in results.experiment.shows for one in SHOWS[name](results)]
+    tables, drawings = [], []
+    for one in made:
+        if isinstance(one, MadeTable):
+            tables.append(_table(results.run, one))
+            if console:
+                console.print(table_files.markdown_of(one.table), markup=False, highlight=False, soft_wrap=True)
+        else:
+            drawings.append(_drawing(results.run, one))
+    page = _page(results, tuple(tables), tuple(drawings))
+    target, partial = results.run / "index.html", results.run / f".index.{os.getpid()}.partial"
+    partial.write_text(html_of_run(page), encoding="utf-8")
+    partial.replace(target)
+    return target
+
+
+def _table(run: Path, one: MadeTable) -> TableBlock:
+    files = table_files.write(one.table, run / "tables", one.name)
+    links = {path.suffix[1:]: f"tables/{path.name}" for path in files if path.suffix != ".html"}
+    return TableBlock(one.title, table_files.html_of(one.table), files=links)
+
+
+def _drawing(run: Path, one: MadeFigure) -> Drawing:
+    files = {path.suffix[1:]: path for path in figure_files.write(one.draw, run / "figures", one.name)}
+    links = {form: f"figures/{path.name}" for form, path in files.items()}
+    return Drawing(one.title, one.text, one.alternative, files["svg"].read_bytes(), links)
+
+
+def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[Drawing, ...]) -> RunPage:
+    experiment = results.experiment
+    protocols = {
+        metric: str(rows["protocol"].iat[0])
+        for part in results.parts
+        for metric, rows in part.values.groupby("metric", sort=False)
+    }
+    return RunPage(
+        title=experiment.name,
+        question=experiment.question,
+        world=experiment.world,
+        command=f"attnreg run {experiment.name}",
+        digest=results.spec,
+        notices=tuple(_notices(results)),
+        tables=tables,
+        drawings=drawings,
+        protocols=protocols,
+        settings=dict(_settings(results)),
+        gallery=_gallery(results),
+    )
+
+
+def _notices(results: RunResults) -> Iterator[Notice]:
+    for facts in results.failed.values():
+        yield Notice("failure", f"{facts['method']} on “{facts['prompt']}”: {facts['error']}")
+    for part in results.parts:
+        for problem in part.problems:
+            yield Notice("failure", f"{problem.path.name}: {problem.reason}")
+        for method in part.not_applicable:
+            yield Notice("not applicable", f"{part.title}: {method}, {part.planned.lacking[method]}")
+        cells = part.images.drop_duplicates(["method", "prompt"])
+        for method, count in Counter(cells.loc[cells["standing"] == "no-op", "method"]).items():
+            total = int((cells["method"] == method).sum())
+            yield Notice("no-op", f"{part.title}: {method} has nothing to do on {count} of {total} prompts")
+        for note in part.planned.prompts.notes:
+            yield Notice("note", f"{part.title}: {note}")
+    for note in results.notes:
+        yield Notice("note", note)
+
+
+def _settings(results: RunResults) -> Iterator[tuple[str, str]]:
+    for one in results.parts:
+        part, before = one.planned.part, f"{one.title}: " if len(results.parts) > 1 else ""
+        yield f"{before}model", one.planned.model[0]
+        yield f"{before}prompts", f"{one.images['prompt'].nunique()}, {one.planned.prompts.source}"
+        yield f"{before}sampler", f"{part.steps} steps, guidance {part.guidance:g}, seeds {_range(part.seeds)}"
+        for name in one.methods:
+            method = part.methods[name]
+            constants = ", ".join(f"{key} {value}" for key, value in method.parameters().items())
+            yield f"{before}{name}", constants or ("stock diffusers" if name == PLAIN else method.name)
+
+
+def _range(seeds: tuple[int, ...]) -> str:
+    if len(seeds) > 1 and seeds == tuple(range(seeds[0], seeds[-1] + 1)):
+        return f"{seeds[0]} to {seeds[-1]}"
+    return ", ".join(map(str, seeds))
+
+
+def _gallery(results: RunResults) -> Gallery | None:
+    entries = [entry for part in results.parts for entry in _entries(part)]
+    if not entries or len(entries) > LARGEST_GALLERY:
+        return None
+    methods = tuple(dict.fromkeys(name for part in results.parts for name in part.planned.part.methods))
+    absent = {part.title: part.not_applicable for part in results.parts}
+    return Gallery(tuple(entries), methods, PLAIN, not_applicable=absent, folder=results.run)
+
+
+def _entries(part: PartResults) -> list[Entry]:
+    readings = [protocol.name for protocol in part.protocols if isinstance(protocol, DetectionProtocol)]
+    with Store.open(part.store) as store:
+        return entries_of(store, readings[0] if readings else "", part.title, part.methods)

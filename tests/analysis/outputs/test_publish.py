@@ -1,0 +1,69 @@
+"""What is shown of a run: files with the store's numbers, the same bytes every time, and a page with all of them."""
+
+import csv
+import hashlib
+from dataclasses import replace
+
+import pytest
+
+from analysis.experiments.catalogue import EXPERIMENTS
+from analysis.outputs.publish import SHOWS, publish
+
+UNTRACED = ("method-table", "forest", "outcomes", "thresholds", "seeds", "grid", "pairs")
+
+
+def shown(results, *names):
+    return replace(results, experiment=replace(results.experiment, shows=names))
+
+
+def contents(run):
+    files = [*run.glob("tables/*"), *run.glob("figures/*"), run / "index.html"]
+    return {str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def published(results):
+    publish(shown(results, *UNTRACED))
+    return results.run
+
+
+def test_every_form_of_every_table_and_figure_is_there(published):
+    names = {path.stem for path in published.glob("figures/*.pdf")}
+    assert names >= {"differences-detection_rate", "differences-clip_cos", "outcomes", "thresholds", "seeds", "grid"}
+    for name in names:
+        assert all((published / f"figures/{name}.{form}").is_file() for form in ("pdf", "svg", "png"))
+    assert all((published / f"tables/methods.{form}").is_file() for form in ("csv", "md", "html", "tex"))
+
+
+def test_the_tables_numbers_are_the_boards(published, results):
+    board = results.parts[0].board.set_index(["method", "metric"])
+    with (published / "tables/methods.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["cell"] == "number" and row["metric"] in ("clip_cos",)]
+    assert {row["method"] for row in rows} == {"plain", "regulation", "syngen"}
+    for row in rows:
+        assert float(row["value"]) == board.at[(row["method"], row["metric"]), "value"]
+
+
+def test_publishing_again_changes_no_byte(published, results):
+    before = contents(published)
+    publish(shown(results, *UNTRACED))
+    assert contents(published) == before
+
+
+def test_the_page_says_what_is_missing_and_what_did_nothing(published):
+    text = (published / "index.html").read_text()
+    assert "syngen has nothing to do on 8 of 8 prompts" in text
+    assert "dense, &#39;a cat and a dog&#39;: it has no layout" in text
+    assert "attnreg run small" in text
+    assert "not the paper" in text
+    assert ".paper-table caption" in text
+
+
+@pytest.mark.parametrize("name", ["dominance", "heads", "changes", "violins", "maps"])
+def test_every_figure_of_traces_is_drawn(results, name):
+    publish(shown(results, name))
+    assert list(results.run.glob(f"figures/{name}*.svg"))
+
+
+def test_every_experiment_shows_only_what_there_is():
+    assert {name for experiment in EXPERIMENTS.values() for name in experiment.shows} <= set(SHOWS)
