@@ -23,6 +23,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from analysis.prompts.files import PromptSet, compbench, geneval, namer, prompt_file, remarks
+from analysis.prompts.scenes import emoji_scenes
 from analysis.prompts.sources import (
     KINDS,
     OFFICIAL_URL,
@@ -84,6 +85,7 @@ def known_sets() -> dict[str, Callable[..., PromptSet]]:
         "geneval": geneval,
         "t2i-compbench": compbench,
         "emoji-layouts": emoji_layouts,
+        "emoji-scenes": emoji_scenes,
     }
 
 

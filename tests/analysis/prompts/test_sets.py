@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from analysis.prompts import sources
+from analysis.prompts.scenes import SEED, draw_scenes, scenes
 from analysis.prompts.sets import PromptSet, attend_and_excite, known_sets, prompt_set
 from analysis.prompts.sources import fetched, heads_of, own_cache, sampled_captions
 from metrics.composition import queries_of
@@ -21,7 +23,7 @@ from regulate.method import Given
 from regulate.nouns import PARSERS
 from regulate.structure import Group
 from tracer.prompts import Prompt, attend_and_excite_templates, load_prompts
-from tracer.scenes import held_out_pairs
+from tracer.scenes import held_out_pairs, render
 from tracer.words import place_of, targets_of
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -76,7 +78,7 @@ def served():
 def test_every_named_set_is_listed_for_a_name_that_is_none():
     with pytest.raises(ValueError, match=r"must be a file, or one of attend-and-excite-templates, .*, got 'coco'"):
         prompt_set("coco")
-    assert len(known_sets()) == 7
+    assert len(known_sets()) == 8
 
 
 def test_an_option_that_a_set_does_not_have_and_one_that_it_lacks_are_named():
@@ -478,3 +480,20 @@ def test_targets_stand_in_their_prompts_in_order():
     for prompt in (*prompt_set("attend-and-excite-templates").prompts, *prompt_set("emoji-layouts", count=40).prompts):
         places = [place_of(prompt.text, target) for target in prompt.targets]
         assert places == sorted(places)
+
+
+def test_the_emoji_worlds_scenes_are_captions_of_pictures_that_can_be_drawn(tmp_path):
+    made = prompt_set("emoji-scenes", count=40)
+    draw_scenes(tmp_path, count=40)
+    assert len(made.prompts) == 40
+    assert prompt_set("emoji-scenes", count=20).prompts == made.prompts[:20]
+    drawn = scenes(40, SEED)
+    for prompt in made.prompts:
+        picture = np.asarray(Image.open(tmp_path / made.metadata[prompt.text]["file"]))
+        assert np.array_equal(picture, render(drawn[prompt.text]))
+        assert prompt.targets == tuple(thing.word for thing in drawn[prompt.text].things)
+    before = (tmp_path / "scene-00003.png").stat().st_mtime_ns
+    draw_scenes(tmp_path, count=40)
+    assert (tmp_path / "scene-00003.png").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="count must be from 1 to 10,000, got 0"):
+        prompt_set("emoji-scenes", count=0)
