@@ -33,7 +33,7 @@ from tracer.sites import denoiser
 
 NAMES = ("regulation", "attend-and-excite-fixed", "syngen-fixed")
 PART = Part(
-    "templates", "A&E-style (6)", TEMPLATES, {name: METHODS[name] for name in NAMES}, (0, 1, 2, 3), first=6, steps=10,
+    "templates", "A&E-style (6)", TEMPLATES, {name: METHODS[name] for name in NAMES}, (0, 1, 2, 3), spread=6, steps=10,
     traced={"regulation": Capture(precision="none", tokens="targets")},
 )  # fmt: skip
 EXPERIMENT = Experiment("kills", "Does it go on?", (PART,), ("method-table", "forest", "outcomes"))

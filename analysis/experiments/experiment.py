@@ -31,7 +31,7 @@ class Part:
         steps: of the scheduler.
         guidance: scale of classifier-free guidance.
         batch: images in one call of the pipeline, all of one prompt.
-        first: only so many of the set's prompts; None for all.
+        spread: only so many of the prompts, spread evenly over the set; None for all.
         options: of the prompt set.
         files: options of the prompt set that are files, by their names in the user's folder of data.
         traced: what is kept of the attention, by method.
@@ -46,7 +46,7 @@ class Part:
     steps: int = 25
     guidance: float = 5.0
     batch: int = 4
-    first: int | None = None
+    spread: int | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     traced: Mapping[str, Capture] = field(default_factory=dict)
@@ -57,8 +57,10 @@ class Part:
             raise ValueError(f"a part's name must be small letters, digits, '.', '_' and '-', got {self.name!r}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
             raise ValueError(f"seeds must be at least one, all different, not negative, got {self.seeds}")
-        if self.batch < 1 or self.steps < 1 or (self.first is not None and self.first < 1):
-            raise ValueError(f"batch, steps and first must be at least 1, got {self.batch}, {self.steps}, {self.first}")
+        if self.batch < 1 or self.steps < 1 or (self.spread is not None and self.spread < 1):
+            raise ValueError(
+                f"batch, steps and spread must be at least 1, got {self.batch}, {self.steps}, {self.spread}"
+            )
         if self.methods.get(PLAIN, Method()) != Method():
             raise ValueError(f"the method named {PLAIN!r} must be stock diffusers, got {self.methods[PLAIN]}")
         object.__setattr__(self, "methods", {PLAIN: Method()} | dict(self.methods))

@@ -36,7 +36,7 @@ def _a_e(name: str, title: str, methods: dict[str, Method], **more: object) -> P
 
 def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
     shows = ("method-table", "forest", "pareto", "outcomes")
-    return Experiment(name, question, (_a_e("a-e", "A&E", methods, first=60),), shows, world="real")
+    return Experiment(name, question, (_a_e("a-e", "A&E", methods, spread=60),), shows, world="real")
 
 
 REGULATION = AttentionRegulation()
@@ -126,7 +126,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "figure4",
         "What do the methods' images look like? (Figure 4)",
-        (_a_e("grid", "A&E", WITHOUT_LAYOUT, first=12, seeds=(0, 1), batch=2),),
+        (_a_e("grid", "A&E", WITHOUT_LAYOUT, spread=12, seeds=(0, 1), batch=2),),
         ("grid",),
         world="real",
     ),

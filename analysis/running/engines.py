@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Protocol, runtime_checkable
 
@@ -61,7 +62,7 @@ def local(workers: int) -> Engine:
         raise ValueError(f"workers must be at least 1, got {workers}")
 
     def engine(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
-        seats = [_Process(setup) for _ in range(min(workers, len(jobs)))]
+        seats = [_Process(on_card(setup, place)) for place in range(min(workers, len(jobs)))]
         try:
             deal(seats, jobs, tick)
         finally:
@@ -69,6 +70,13 @@ def local(workers: int) -> Engine:
                 seat.pool.shutdown(wait=True, cancel_futures=True)
 
     return engine
+
+
+def on_card(setup: Setup, place: int) -> Setup:
+    """Return what the worker at a place is told: "cuda" means the cards in turn."""
+    if setup.device != "cuda" or not torch.cuda.device_count():
+        return setup
+    return replace(setup, device=f"cuda:{place % torch.cuda.device_count()}")
 
 
 def deal(seats: Sequence[Seat], jobs: Sequence[Job], tick: Callable[[], None]) -> None:

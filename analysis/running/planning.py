@@ -1,9 +1,29 @@
-"""The prompts of a part: a set by name, a file, or written out."""
+"""The prompts of a part: a set by name, a file, or written out; and the images that its own are compared with."""
 
 from pathlib import Path
 
-from analysis.experiments.experiment import Part
+from analysis.experiments.experiment import Experiment, Part
+from analysis.prompts.scenes import draw_scenes
 from analysis.prompts.sets import PromptSet, prompt_set
+
+SCENES = "emoji-scenes"  # as a reference: the pictures of the prompt set of this name
+
+
+def reference_of(experiment: Experiment, data: Path, run: Path) -> Path | None:
+    """Return the folder of the images that sets are compared with; the emoji world's are drawn into the run's folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    if not experiment.reference:
+        return None
+    if experiment.reference == SCENES:
+        draw_scenes(run / "reference")
+        return run / "reference"
+    folder = data / experiment.reference
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{experiment.name} compares with the images in {folder}, which is no folder")
+    return folder
 
 
 def prompts_of(part: Part, data: Path) -> PromptSet:

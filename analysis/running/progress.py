@@ -16,8 +16,18 @@ ESTIMATED_EVERY = 20.0  # seconds: it reads what was timed
 
 
 @contextmanager
-def generating(run: Path, units: Sequence[Unit], workers: int, console: Console) -> Iterator[Callable[[], None]]:
-    """Show a bar over the units of a run, and yield what looks at the files and moves it."""
+def generating(
+    run: Path, units: Sequence[Unit], workers: int, console: Console, check: Callable[[Sequence[Unit]], None]
+) -> Iterator[Callable[[], None]]:
+    """Show a bar over the units of a run, and yield what looks at the files and moves it.
+
+    Args:
+        run: folder of the run.
+        units: that are to be done.
+        workers: that share them.
+        console: where the bar is shown.
+        check: is shown what is left every now and then, and may raise.
+    """
     columns = TextColumn("batches"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[left]}")
     with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         task = progress.add_task("batches", total=len(units), left="")
@@ -32,6 +42,7 @@ def generating(run: Path, units: Sequence[Unit], workers: int, console: Console)
                 last = monotonic()
                 seconds = estimate(run, rows_of(run), waiting, workers).seconds
                 progress.update(task, left=f"{in_words(seconds)} left" if waiting else "")
+                check(waiting)
 
         tick()
         yield tick

@@ -114,7 +114,13 @@ def fitting(one: Planned) -> tuple[str, ...]:
 
 
 def part_results(
-    run: Path, experiment: Experiment, one: Planned, ledger: pd.DataFrame, reference: str, device: str, console: Console
+    run: Path,
+    experiment: Experiment,
+    one: Planned,
+    ledger: pd.DataFrame,
+    reference: Path | None,
+    device: str,
+    console: Console,
 ) -> PartResults:
     """Score what is new of a part, and return what is known of it.
 
@@ -123,13 +129,13 @@ def part_results(
         experiment: says under which protocols.
         one: the part.
         ledger: rows of all units that are done.
-        reference: folder of images that sets are compared with, "" for none.
+        reference: folder of images that sets are compared with: those that the prompts name, else all; None for none.
         device: where evaluators run.
         console: where progress goes.
     """
     methods = fitting(one)
     images = _images(run, one, ledger)
-    chosen = chosen_protocols(experiment.protocols, experiment.world, sets=bool(reference))
+    chosen = chosen_protocols(experiment.protocols, experiment.world, sets=reference is not None)
     pictures = _pictures(run, one, images)
     file = run / f"{one.part.name}.duckdb"
     with Store.create(file) as store:
@@ -137,7 +143,7 @@ def part_results(
         report = score_pictures(store, pictures, chosen, PLAIN, console, {"device": device})
         sets = pd.DataFrame()
         if reference:
-            references = reference_pictures(Path(reference))
+            references = _references(one, reference)
             judged = [protocol for protocol in report.protocols if compares_sets(protocol)]
             score_pictures(store, references, judged, PLAIN, console, {"device": device})
             sets = set_rows(store, pictures, references, judged)
@@ -190,6 +196,20 @@ def _pictures(run: Path, one: Planned, images: pd.DataFrame) -> list[Picture]:
         )
         for row in images.itertuples(index=False)
     ]  # fmt: skip
+
+
+def _references(one: Planned, folder: Path) -> list[Picture]:
+    """Return the images of a folder that the prompts' metadata names, or all of them if it names none.
+
+    Raises:
+        ValueError: one that is named is not there.
+    """
+    chosen = {cell.prompt.text for cell in one.cells}
+    named = {str(about["file"]) for text, about in one.prompts.metadata.items() if text in chosen and "file" in about}
+    found = [picture for picture in reference_pictures(folder) if not named or picture.path.name in named]
+    if lacking := sorted(named - {picture.path.name for picture in found}):
+        raise ValueError(f"{folder} must hold the prompts' images, got no {lacking[0]} and {len(lacking) - 1} others")
+    return found
 
 
 def _traces(run: Path, one: Planned) -> dict[str, Part]:

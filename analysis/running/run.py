@@ -20,7 +20,7 @@ from analysis.experiments.experiment import Experiment
 from analysis.running.engines import Engine, here, local
 from analysis.running.estimate import estimate, first_units, in_words
 from analysis.running.ledger import done, failures, forget_failures, rows_of
-from analysis.running.planning import prompts_of
+from analysis.running.planning import prompts_of, reference_of
 from analysis.running.progress import generating
 from analysis.running.results import Incomplete, PartResults, missing_cells, part_results
 from analysis.running.specification import begin, folder_name, specification
@@ -111,6 +111,7 @@ def run(
     folder = Path(out) / folder_name(experiment, spec)
     notes = [f"since this run was begun: {change}" for change in begin(folder, spec)]
     _tell(console, experiment, folder, parts, notes)
+    reference = reference_of(experiment, how.data, folder)
     _check_whole(parts, how)
     if how.retry:
         forget_failures(folder)
@@ -122,20 +123,20 @@ def run(
     if absent and not how.allow_missing:
         raise _incomplete(absent, folder, bool(failed))
     ledger = rows_of(folder)
-    reference = str(how.data / experiment.reference) if experiment.reference else ""
     found = [part_results(folder, experiment, one, ledger, reference, how.device, console) for one in parts]
     return RunResults(experiment, folder, digest_of(spec), tuple(found), failed, tuple(notes))
 
 
 def _planned(experiment: Experiment, data: Path) -> list[Planned]:
     """Plan all parts; a model is loaded once if parts that share it follow one another."""
+    sets = [prompts_of(part, data) for part in experiment.parts]  # a missing file is said before a model is fetched
     found: list[Planned] = []
     name, pipe, model = "", None, ("", "")
-    for part in experiment.parts:
+    for part, prompts in zip(experiment.parts, sets, strict=True):
         if pipe is None or part.model != name:
             name, pipe = part.model, load_pipeline(part.model)
             model = model_name(pipe), fingerprint(pipe)
-        found.append(planned(part, prompts_of(part, data), pipe, model))
+        found.append(planned(part, prompts, pipe, model))
     return found
 
 
@@ -169,14 +170,19 @@ def _check_whole(parts: Sequence[Planned], how: How) -> None:
 def _generate(folder: Path, parts: Sequence[Planned], how: How, console: Console) -> None:
     jobs = [job for one in parts for job in one.jobs if how.shard is None or _mine(job, how.shard)]
     over = done(folder) | set(failures(folder))
-    left = [unit for job in jobs for unit in job if unit.key not in over]
+    jobs = [job for job in (tuple(unit for unit in job if unit.key not in over) for job in jobs) if job]
+    left = [unit for job in jobs for unit in job]
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]
     workers = _workers(how)
     setup = Setup(folder, how.device, _threads(how, workers))
-    _check_disk(folder, left, how)
-    if left:
-        with generating(folder, [unit for job in jobs for unit in job], workers or 1, console) as tick:
+
+    def check(waiting: Sequence[Unit]) -> None:
+        _check_disk(folder, left if how.dry else waiting, how)
+
+    check(left)
+    if jobs:
+        with generating(folder, [unit for job in jobs for unit in job], workers or 1, console, check) as tick:
             _engine(how, workers)(jobs, setup, tick)
     if how.dry:
         left = [unit for unit in left if unit.key not in done(folder)]

@@ -35,7 +35,7 @@ def _part(one: Planned) -> dict[str, Any]:
     part = one.part
     return {
         "name": part.name, "title": part.title, "model": one.model[0], "weights": one.model[1],
-        "prompts": one.prompts.name, "prompts_digest": one.prompts.digest, "first": part.first,
+        "prompts": one.prompts.name, "prompts_digest": one.prompts.digest, "spread": part.spread,
         "methods": {name: {"method": method.name} | method.parameters() for name, method in part.methods.items()},
         "seeds": list(part.seeds), "steps": part.steps, "guidance": part.guidance, "batch": part.batch,
         "traced": {name: asdict(capture) for name, capture in part.traced.items()},

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from diffusers import DiffusionPipeline
 
 from analysis.experiments.experiment import Part
@@ -128,7 +129,7 @@ def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tupl
     """
     sampler = {"scheduler": type(pipe.scheduler).__name__, "scheduler_config": dict(pipe.scheduler.config)}
     cells = []
-    for prompt in prompts.prompts[: part.first]:
+    for prompt in spread(prompts.prompts, part.spread):
         given = prompts.given.get(prompt.text, Given())
         subject = subjects_of(pipe, [prompt.text], [prompt.targets], part.seeds[:1], [given])
         for name, method in part.methods.items():
@@ -138,6 +139,14 @@ def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tupl
             units = _units(part, name, method, prompt, given, standing, {"weights": model[1]} | sampler)
             cells.append(Cell(name, prompt, standing, units if standing.verdict != "n/a" else ()))
     return Planned(part, prompts, model, _shared(cells))
+
+
+def spread(prompts: Sequence[Prompt], count: int | None) -> Sequence[Prompt]:
+    """Return so many of the prompts, spread evenly from the first to the last; all of them for None or for more."""
+    if count is None or count >= len(prompts):
+        return prompts
+    places = np.linspace(0, len(prompts) - 1, count).round().astype(int)
+    return [prompts[place] for place in places.tolist()]
 
 
 def _units(

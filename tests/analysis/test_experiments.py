@@ -27,7 +27,7 @@ def pipe():
 def test_every_emoji_experiment_can_be_planned_on_the_emoji_world(one, pipe, tmp_path):
     for part in one.parts:
         assert part.model == "emoji"
-        short = replace(part, first=2)
+        short = replace(part, spread=2)
         plan = planned(short, prompts_of(short, tmp_path), pipe, ("emoji", "weights"))
         assert not plan.lacking or set(plan.lacking) <= {"dense-diffusion"}
         assert pickle.loads(pickle.dumps(plan.jobs)) == plan.jobs
@@ -43,7 +43,7 @@ def test_every_experiment_of_the_paper_is_on_models_that_have_a_name(one):
 def test_the_papers_experiments_have_their_counterparts():
     names = set(EXPERIMENTS)
     assert {f"emoji-{name}" for name in names if not name.startswith("emoji-")} - names <= {
-        "emoji-table2", "emoji-table3",
+        "emoji-table3",  # there is one emoji model
     }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def test_an_unknown_experiment_is_refused_with_those_there_are():
         ({"name": "A&E"}, "a part's name must be small letters"),
         ({"seeds": ()}, "seeds must be at least one"),
         ({"seeds": (1, 1)}, "seeds must be at least one, all different"),
-        ({"batch": 0}, "batch, steps and first must be at least 1, got 0"),
+        ({"batch": 0}, "batch, steps and spread must be at least 1, got 0"),
         ({"methods": {"plain": METHODS["regulation"]}}, "the method named 'plain' must be stock diffusers"),
         ({"traced": {"regulation": Capture()}}, "traced must be some of plain, got regulation"),
     ],

@@ -6,6 +6,7 @@ from io import StringIO
 from rich.console import Console
 
 from analysis.experiments.experiment import Experiment, Part
+from analysis.plan import animal_pairs
 from analysis.running.run import How, RunResults, run
 from regulate import METHODS, AttentionRegulation
 from tracer.prompts import Prompt
@@ -26,7 +27,7 @@ def small(model: str) -> Experiment:
 
 def eight(model: str) -> Experiment:
     """Return the same on eight prompts and a few more steps: long enough to be interrupted."""
-    return changed(small(model), prompts="attend-and-excite-templates", first=8, steps=6)
+    return changed(small(model), prompts=animal_pairs()[:8], steps=6)
 
 
 def changed(experiment: Experiment, **facts: object) -> Experiment:

@@ -3,6 +3,7 @@
 import pytest
 import small_runs
 
+from analysis.plan import animal_pairs
 from analysis.running.run import RunResults
 from regulate import METHODS, AttentionRegulation
 from tracer.capture import Capture
@@ -17,7 +18,7 @@ def results(tiny_model, tmp_path_factory) -> RunResults:
         "syngen": METHODS["syngen-fixed"],
         "dense": METHODS["dense-diffusion"],
     }
-    facts = {"prompts": "attend-and-excite-templates", "first": 8, "steps": 4, "methods": methods}
+    facts = {"prompts": animal_pairs()[:4], "steps": 4, "methods": methods}
     experiment = small_runs.changed(small_runs.small(tiny_model), **facts)
     experiment = small_runs.changed(experiment, traced={"plain": KEPT, "regulation": KEPT})
     return small_runs.Quiet()(experiment, tmp_path_factory.mktemp("runs"))

@@ -10,11 +10,13 @@ from dataclasses import replace
 
 import pytest
 import small_runs
+import torch
 
-from analysis.running.engines import WorkersDied, deal, local
+from analysis.running.engines import WorkersDied, deal, local, on_card
 from analysis.running.ledger import done, rows_of
 from analysis.running.ray_engine import on_ray
 from analysis.running.run import How
+from analysis.running.worker import Setup
 
 
 class Dead(Exception):
@@ -104,6 +106,15 @@ def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp
     assert both.parts[0].board.equals(alone.parts[0].board)
     assert set(rows_of(both.run)["unit"]) == set(rows_of(alone.run)["unit"])
     assert not both.failed
+
+
+def test_workers_take_the_cards_in_turn(monkeypatch, tmp_path):
+    setup = Setup(tmp_path, "cuda")
+    assert on_card(setup, 3).device == "cuda"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [on_card(setup, place).device for place in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert on_card(Setup(tmp_path, "cuda:1"), 0).device == "cuda:1"
+    assert on_card(Setup(tmp_path, "cpu"), 1).device == "cpu"
 
 
 def test_engines_of_no_worker_are_refused():

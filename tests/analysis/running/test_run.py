@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from small_runs import HERE, PROMPTS, changed
 
+from analysis.plan import animal_pairs
+from analysis.prompts.scenes import draw_scenes
 from analysis.running.engines import here
 from analysis.running.ledger import done, failures, rows_of
 from analysis.running.results import Incomplete
@@ -74,7 +76,7 @@ def test_what_the_ledger_says_of_passes_is_what_methods_take(small, quiet, tmp_p
 
 
 def test_two_shards_are_the_whole_and_share_nothing(small, quiet, made, tmp_path):
-    small = changed(small, prompts="attend-and-excite-templates", first=8, seeds=(0,))
+    small = changed(small, prompts=animal_pairs()[:8], seeds=(0,))
     for number in (1, 2):
         assert quiet(small, tmp_path, replace(HERE, shard=(number, 2))) is None
     parts = len(made)
@@ -82,12 +84,6 @@ def test_two_shards_are_the_whole_and_share_nothing(small, quiet, made, tmp_path
     results = quiet(small, tmp_path)
     assert len(made) == parts
     assert results.parts[0].whole
-
-
-def test_two_processes_come_to_the_tables_of_one(small, quiet, tmp_path):
-    alone, both = quiet(small, tmp_path / "a"), quiet(small, tmp_path / "b", How(workers=2))
-    assert both.parts[0].board.equals(alone.parts[0].board)
-    assert list(both.parts[0].images["image_sha256"]) == list(alone.parts[0].images["image_sha256"])
 
 
 def test_a_dry_run_makes_one_batch_of_each_method_and_says_what_is_left(small, quiet, made, tmp_path):
@@ -132,6 +128,18 @@ def test_a_failure_is_kept_apart_said_and_tried_again_only_when_asked(small, qui
     assert len(made) == count + 1
     assert results.parts[0].whole
     assert not results.failed
+
+
+def test_what_failed_before_is_not_tried_along_with_what_is_left(small, quiet, made, tmp_path):
+    mood = tmp_path / "mood.json"
+    mood.write_text(json.dumps(PROMPTS[0].text))
+    moody, out = changed(small, methods={"moody": Moody(mood)}), tmp_path / "runs"
+    quiet(moody, out, replace(HERE, dry=True))  # plain, and the failure
+    assert len(made) == 2
+    with pytest.raises(Incomplete):
+        quiet(moody, out)
+    assert len(made) == 6
+    assert made.count(("moody", PROMPTS[0].text, (0, 1))) == 1
 
 
 def test_missing_cells_may_be_left_out_pair_by_pair_with_the_numbers_shown(small, quiet, tmp_path):
@@ -236,3 +244,20 @@ def test_every_batch_is_timed_and_counted(small, quiet, tmp_path):
     assert (rows["seconds"] > 0).all()
     assert set(rows["images"]) == {2}
     assert np.array_equal(rows["passes"], [2] * len(rows))
+
+
+def test_whole_sets_are_compared_with_the_images_that_the_prompts_name(small, quiet, tmp_path):
+    photographs = tmp_path / "data" / "photographs"
+    draw_scenes(photographs, count=9)  # one more than there are prompts
+    part = replace(small.parts[0], prompts="emoji-scenes", options={"count": 8}, seeds=(0,))
+    compared = replace(small, parts=(part,), reference="photographs", shows=("set-table",))
+    how = replace(HERE, data=tmp_path / "data")
+    sets = quiet(compared, tmp_path / "runs", how).parts[0].sets
+    assert set(sets["n"]) == set(sets["n_reference"]) == {8}
+    assert {"fid", "kid"} <= set(sets["metric"])
+    assert set(sets["method"]) == {"plain", "regulation", "syngen"}
+    (photographs / "scene-00003.png").unlink()
+    with pytest.raises(ValueError, match=r"must hold the prompts' images, got no scene-00003\.png and 0 others"):
+        quiet(compared, tmp_path / "runs", how)
+    with pytest.raises(FileNotFoundError, match=r"small compares with the images in .*nowhere, which is no folder"):
+        quiet(replace(compared, reference="nowhere"), tmp_path / "runs", how)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from small_runs import PROMPTS, changed
 
 from analysis.prompts.files import PromptSet
-from analysis.running.units import LONGEST_NAME, file_name, planned
+from analysis.running.units import LONGEST_NAME, file_name, planned, spread
 from regulate import METHODS, AttentionRegulation
 from tracer.capture import Capture
 from tracer.prompts import Prompt
@@ -62,8 +62,16 @@ def test_what_changes_the_images_or_the_trace_changes_the_key(plan, facts):
     assert keys(plan(**facts)) != keys(plan())
 
 
+def test_prompts_are_spread_from_the_first_to_the_last():
+    prompts = list(PROMPTS) * 10
+    assert spread(prompts, None) is prompts
+    assert spread(prompts, 99) is prompts
+    assert spread(prompts[:7], 3) == [prompts[0], prompts[3], prompts[6]]
+    assert spread(prompts, 1) == prompts[:1]
+
+
 def test_what_changes_neither_leaves_it(plan):
-    assert keys(plan(title="Other pairs", first=3)) == keys(plan())
+    assert keys(plan(title="Other pairs", spread=3)) == keys(plan())
     assert keys(plan(methods={"other": AttentionRegulation(iterations=2)})) == keys(plan())
 
 
