@@ -14,7 +14,7 @@ demo: venv  ## generate, trace, detect and show, on the emoji world
 	$(BIN)/attnreg demo --out "$(OUT)"
 
 test: venv  ## all tests that need neither a graphics card nor full-size weights
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --ignore tests/alone
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/alone
 	$(BIN)/python -m pytest tests/alone  # what needs the machine for itself
 
 lint: venv
