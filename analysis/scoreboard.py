@@ -52,7 +52,8 @@ def picture_values(store: Store, protocols: Sequence[Protocol], methods: Sequenc
     if len({protocol.world for protocol in protocols}) > 1:
         raise ValueError(f"protocols must be of one world, got {', '.join(p.name for p in protocols)}")
     return store.sql(
-        "FROM picture_values WHERE list_contains($names, protocol) AND list_contains($methods, method) "
+        "SELECT * EXCLUDE (path) FROM picture_values "
+        "WHERE list_contains($names, protocol) AND list_contains($methods, method) "
         "AND (compared_with IS NULL OR compared_with = $baseline) "
         "ORDER BY list_position($names, protocol), metric, prompt_id, prompt, seed",
         {"names": [protocol.name for protocol in protocols], "methods": list(methods), "baseline": baseline},
@@ -80,7 +81,8 @@ def cells(values: pd.DataFrame, methods: Sequence[str], baseline: str, allow_mis
 
 
 def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str], allow_missing: bool) -> Cells:
-    wide = part.pivot_table(index=["prompt_id", "prompt", "seed"], columns="method", values="value", dropna=False)
+    keys = ["prompt_id", "prompt", "seed", "method"]  # a pivot table would take every prompt with every prompt's id
+    wide = part.groupby(keys, dropna=False)["value"].mean().unstack("method")
     wide = wide.reindex(columns=list(methods)).dropna(how="all")
     lacking = wide.isna().sum()
     if lacking.any() and not allow_missing:
