@@ -24,7 +24,7 @@ SURE = 0.05  # a p-value below it is called significant
 ROW = 0.2  # inches of a method's row
 TIMES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 COLOURS = style.OUTCOME_COLOURS | {"both fail": "#e3e6e8"}
-HATCHES = {"lost": "xxxx", "both found": "", "won": "////", "both fail": ""}  # in the order of the bars
+HATCHES = {"lost": 4 * "x", "both found": "", "won": "////", "both fail": ""}  # in the order of the bars
 
 
 @styled
