@@ -128,7 +128,7 @@ def maps(results: RunResults) -> Iterator[Made]:
 
 def _title(sample: int, seed: int, lacking: pd.DataFrame) -> str:
     absent = list(lacking.loc[lacking["sample"] == sample, "target"])
-    return f"seed {seed}: " + (f"no {' and no '.join(absent)}" if absent else "all found")
+    return f"seed {seed}: " + (",\n".join(f"no {target}" for target in absent) or "all found")
 
 
 def _found(part: PartResults) -> pd.DataFrame:

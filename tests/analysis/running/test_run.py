@@ -12,7 +12,6 @@ from small_runs import HERE, PROMPTS, changed
 
 from analysis.plan import animal_pairs
 from analysis.prompts.scenes import draw_scenes
-from analysis.running.engines import here
 from analysis.running.ledger import done, failures, rows_of
 from analysis.running.results import Incomplete
 from analysis.running.run import How
@@ -229,7 +228,6 @@ def test_an_engine_in_this_process_leaves_its_settings_as_they_were(small, quiet
     quiet(small, tmp_path)
     assert torch.get_num_threads() == before
     assert (torch.tensor([1e-40]) * 0.5).item() != 0
-    assert here is not None
 
 
 @pytest.mark.parametrize("shard", [(0, 2), (3, 2)])
