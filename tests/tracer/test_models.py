@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from single_file import averaged, single_file
 
 from tracer import recording
+from tracer.folders import emoji_world
 from tracer.models import known_models, load_pipeline, model_name
 from tracer.store import Store
 
@@ -241,6 +242,18 @@ def test_weights_that_are_pickles_alone_are_refused(has_listing, folder, hub_cac
         listed(snapshot)
     with pytest.raises(ValueError, match=r"model 'owner/name' must be safetensors, got pickles alone"):
         load_pipeline("owner/name")
+
+
+def test_the_emoji_worlds_weights_are_laid_out_for_the_cpu_and_mean_the_same(folder):
+    pipe, plain = load_pipeline(), DiffusionPipeline.from_pretrained(emoji_world() / "sd")
+    latents, text = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 77, 128)
+    with torch.no_grad():
+        noise, expected = (one.unet(latents, 500, text).sample for one in (pipe, plain))
+        image, decoded = (one.vae.decode(latents).sample for one in (pipe, plain))
+    torch.testing.assert_close(noise, expected, rtol=0, atol=2e-5)
+    torch.testing.assert_close(image, decoded, rtol=0, atol=2e-5)
+    weights = (pipe.unet.conv_in.weight, plain.unet.conv_in.weight, load_pipeline(folder).unet.conv_in.weight)
+    assert [weight.is_contiguous(memory_format=torch.channels_last) for weight in weights] == [True, False, False]
 
 
 @pytest.fixture(scope="module")
