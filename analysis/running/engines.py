@@ -5,6 +5,7 @@ Conventions: an engine is called with jobs and returns when each of their units 
 batch it was at, which another one makes again.
 """
 
+import atexit
 import multiprocessing
 import os
 import threading
@@ -17,6 +18,8 @@ from functools import cache
 from typing import Protocol, runtime_checkable
 
 import torch
+from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
+from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
 from analysis.running.units import Job
 from analysis.running.worker import Setup, Worker
@@ -126,7 +129,7 @@ class _Process:
 
     def _begun(self) -> ProcessPoolExecutor:
         spawn = multiprocessing.get_context("spawn")  # a fork would share torch's locks, and cannot have a card
-        return ProcessPoolExecutor(1, spawn, _die_with_parent)
+        return ProcessPoolExecutor(1, spawn, _begin)
 
 
 def _do(setup: Setup, job: Job) -> int:
@@ -139,16 +142,20 @@ def _worker(setup: Setup) -> Worker:
     return Worker(setup)
 
 
-def _die_with_parent() -> None:
-    """End this process when its parent was killed: it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
+def _begin() -> None:
+    """Make this process one of a run's: it shows no bars of its own, and ends when its parent was killed."""
+    disable_diffusers_bars()
+    disable_transformers_bars()
+    parent, over = multiprocessing.parent_process(), threading.Event()
 
     def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
+        while not over.wait(EVERY):
+            if parent is not None and not parent.is_alive():
+                os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    watching = threading.Thread(target=watch, daemon=True)
+    watching.start()
+    atexit.register(lambda: (over.set(), watching.join()))  # a thread that is left keeps libraries from ending in order
 
 
 @contextmanager
