@@ -18,6 +18,7 @@ from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2Processor
 from transformers.utils.hub import cached_file
 
 from metrics.protocols import DetectionProtocol, emoji_detection
+from tracer.bars import no_loading_bars
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ def load_detector(
     source = {"revision": protocol.revision, "local_files_only": not download}
     digest = weights_of(protocol, download)
     try:
-        model, info = Owlv2ForObjectDetection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
-            protocol.checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
-        )
+        with no_loading_bars(protocol.world == "emoji"):
+            model, info = Owlv2ForObjectDetection.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                protocol.checkpoint, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
+            )
         processor = Owlv2Processor.from_pretrained(protocol.checkpoint, **source)
     except OSError as error:
         raise FileNotFoundError(_absent(protocol)) from error

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from tracer.bars import no_loading_bars
 from tracer.folders import emoji_world
 from tracer.hub import (
     PICKLES,
@@ -59,7 +60,8 @@ def load_pipeline(
     elif config is not None:
         raise ValueError(f"config must be left out unless name is a .safetensors file, got name {str(name)!r}")
     else:
-        pipe = _from_name(str(name), dtype)
+        with no_loading_bars(str(name) == "emoji"):
+            pipe = _from_name(str(name), dtype)
     pipe.set_progress_bar_config(disable=True)
     return _laid_out(pipe.to(device))
 
