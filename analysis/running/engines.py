@@ -8,6 +8,7 @@ batch it was at, which another one makes again.
 import atexit
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -146,16 +147,22 @@ def _begin() -> None:
     """Make this process one of a run's: it shows no bars of its own, and ends when its parent was killed."""
     disable_diffusers_bars()
     disable_transformers_bars()
-    parent, over = multiprocessing.parent_process(), threading.Event()
+    atexit.register(_leave)
+    threading.Thread(target=_watch, daemon=True).start()
 
-    def watch() -> None:
-        while not over.wait(EVERY):
-            if parent is not None and not parent.is_alive():
-                os._exit(1)
 
-    watching = threading.Thread(target=watch, daemon=True)
-    watching.start()
-    atexit.register(lambda: (over.set(), watching.join()))  # a thread that is left keeps libraries from ending in order
+def _watch() -> None:
+    """Wait for the parent's end, and end then: this process would wait for work for ever."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
+def _leave() -> None:
+    """End at once: what was made is in whole files, and libraries that are taken apart complain about each other."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @contextmanager
