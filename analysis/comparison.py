@@ -75,7 +75,10 @@ def _standing(rows: pd.DataFrame, method: str, prompts: Sequence[str]) -> str:
 
 
 def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "prompt seed"]) -> dict[str, object]:
-    rate, difference = _interval(found.astype(float)), _interval(found.astype(float) - plain)
+    rate, difference = (
+        _interval(found.astype(float)).within(0.0, 1.0),
+        _interval(found.astype(float) - plain).within(-1.0, 1.0),
+    )
     record = win_tie_loss(found.astype(float), plain.astype(float))
     return {
         "prompts": len(found),

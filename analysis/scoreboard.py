@@ -175,9 +175,10 @@ def _p_value(values: Matrix, plain: Matrix, crossed: bool) -> float:
 
 
 def _interval(values: Matrix, crossed: bool) -> Interval:
-    if crossed:
-        return two_way_interval(values)
-    return bootstrap_rate(_drawn(values), np.random.default_rng(SEED))
+    found = two_way_interval(values) if crossed else bootstrap_rate(_drawn(values), np.random.default_rng(SEED))
+    if np.isin(values, (0, 1)).all():
+        return found.within(0.0, 1.0)
+    return found.within(-1.0, 1.0) if np.isin(values, (-1, 0, 1)).all() else found
 
 
 def _drawn(values: Matrix) -> Float[np.ndarray, "drawn _"]:

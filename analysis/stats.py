@@ -22,7 +22,7 @@ Sources: Miller, arXiv 2411.00640 (errors of clustered questions); Owen, The pig
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -45,6 +45,10 @@ class Interval:
     low: float
     high: float
     level: float = 0.95
+
+    def within(self, least: float, most: float) -> "Interval":
+        """Return it without what cannot be: with few images a rate's interval reaches beyond 0 and 1."""
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
 
     def __str__(self) -> str:
         """Return it in percent (of a rate) or points (of a difference): "5.7 [-1.6, 13.5]"."""
