@@ -36,7 +36,7 @@ from analysis.figures.style import (
 # Magma from its light end, clear where there is no attention: the picture shows through, and lightness still
 # falls steadily from the smallest value to the largest.
 _RAMP = np.linspace(0, 1, 256)
-_GLOW = ListedColormap(np.column_stack([mpl.colormaps["magma_r"](0.05 + 0.8 * _RAMP)[:, :3], 0.92 * _RAMP**0.6]))
+GLOW = ListedColormap(np.column_stack([mpl.colormaps["magma_r"](0.05 + 0.8 * _RAMP)[:, :3], 0.92 * _RAMP**0.6]))
 
 KDE_POINTS = 20_000  # of a violin; more of them change nothing that can be seen
 
@@ -141,8 +141,8 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
             if not place:
                 axes.set_title(f"step {step}")
         row[1].set_ylabel(word, fontweight="bold")
-    bar = figure.colorbar(ScalarMappable(scale, _GLOW), ax=grid, shrink=0.5, aspect=30, pad=0.01)
-    bar.set_label("attention probability, mean over heads and layers")
+    bar = figure.colorbar(ScalarMappable(scale, GLOW), ax=grid, shrink=0.5, aspect=30, pad=0.01)
+    bar.set_label("attention probability,\nmean over heads and layers")
     bar.outline.set_linewidth(0.5)
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -169,7 +169,7 @@ def _overlay(axes: Axes, picture: Picture, row: pd.Series | None, scale: Normali
     show(axes, np.repeat(grey[..., None], 3, -1).astype(np.uint8))
     extent = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
     attention = np.asarray(row["map"], np.float32).reshape(row["h"], row["w"])
-    axes.imshow(attention, _GLOW, norm=scale, extent=extent, interpolation="bicubic")
+    axes.imshow(attention, GLOW, norm=scale, extent=extent, interpolation="bicubic")
 
 
 @styled

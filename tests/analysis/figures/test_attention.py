@@ -127,7 +127,7 @@ def test_all_overlays_share_one_colour_scale_with_a_bar(overlays):
     panels = [axes for axes in overlays.axes[:18] if len(axes.images) == 2]
     assert {(axes.images[1].norm.vmin, axes.images[1].norm.vmax) for axes in panels} == {(0, 0.8)}
     assert len(overlays.axes) == 19
-    assert overlays.axes[18].get_ylabel() == "attention probability, mean over heads and layers"
+    assert overlays.axes[18].get_ylabel() == "attention probability,\nmean over heads and layers"
 
 
 def test_the_overlays_colours_darken_steadily(overlays):
