@@ -1,0 +1,230 @@
+"""The explorer: choose an image, a word, layers, a head and a step, and see the attention at once.
+
+    explorer = analysis.explore("run.duckdb")
+    explorer                                        # in a cell of JupyterLab 4 or Notebook 7
+    explorer.select(word="glasses", step=12)        # the same by code; explorer.selection says what is shown
+
+Conventions: a choice is a dict of image, other (an image beside it, or None), word, layers, head (-1 for the mean),
+step and phase. The page asks by setting it, and is answered with what it shows and nothing else: a map or two, a curve
+per word, a matrix of heads and layers. Where no widget can be shown, a figure of the same choice stands in its place.
+"""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.figure import Figure
+from PIL import Image
+
+from analysis.explorer.facts import Traced, facts_of, listed
+from analysis.explorer.slices import MEAN, Choice
+from analysis.explorer.still import png_of, still
+from analysis.explorer.view import look
+from tracer.store import Store
+
+HERE = Path(__file__).parent
+LARGEST = 512  # pixels a side of an image that is sent to the page
+NAMES = ("image", "other", "word", "layers", "head", "step", "phase")
+
+Shown = Image.Image | np.ndarray | str | Path
+
+
+class Explorer(anywidget.AnyWidget):
+    """A trace to look into; made by `explore`.
+
+    Attributes:
+        selection: what is chosen; to be read, and set through `select`.
+        choices: what there is to choose from.
+        view: what is shown of it.
+        pictures: the images beside the maps, as PNG.
+    """
+
+    _esm = HERE / "explorer.js"
+    _css = HERE / "explorer.css"
+    selection = traitlets.Dict().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    view = traitlets.Dict().tag(sync=True)
+    pictures = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, source: Store | Path, images: pd.DataFrame, pictures: Mapping[int, Shown]):
+        """Show the first image; `images` is from `facts.listed`, pictures are by the images' numbers."""
+        self._source, self._listed = source, images.set_index("image", drop=False)
+        folder = (source.path if isinstance(source, Store) else source).parent
+        files = {int(row.image): _file(folder, row.file) for row in images.itertuples(index=False)}
+        self._files: dict[int, Shown | None] = files | dict(pictures)
+        self._facts: dict[int, Traced] = {}
+        super().__init__()
+        first = self._traced(int(images["image"].iloc[0]))
+        self._show(_start(first))
+        self.observe(self._asked, "selection")
+
+    def select(self, **choice: Any) -> None:
+        """Choose by code what is otherwise chosen in the page.
+
+        Args:
+            choice: any of image, other, word, layers, head, step, phase; what is not named stays.
+
+        Raises:
+            ValueError: there is no such thing to choose; says what there is.
+        """
+        if unknown := set(choice) - set(NAMES):
+            raise ValueError(f"a choice must name some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
+        self._show(self._checked(self.selection | choice))
+
+    def _asked(self, change: dict[str, Any]) -> None:
+        """Answer the page. What it asks for was offered to it, but the image may have changed meanwhile."""
+        if change["new"] != self.view.get("selection"):
+            self._show(self._mended(change["new"]))
+
+    def _show(self, selection: dict[str, Any]) -> None:
+        panes = [self._traced(selection["image"])]
+        panes += [] if selection["other"] is None else [self._traced(selection["other"])]
+        with _opened(self._source) as store:
+            self._seen = seen = look(store, panes, selection["word"], _choice(selection))
+        with self.hold_trait_notifications(), self.hold_sync():
+            self.choices = self._offered(panes)
+            self.pictures = {str(pane.image): self._png(pane.image) for pane in panes}
+            self.view = seen.message() | {"selection": selection}
+            self.selection = selection
+
+    def _traced(self, image: int) -> Traced:
+        if image not in self._facts:
+            with _opened(self._source) as store:
+                self._facts[image] = facts_of(store, self._listed.loc[image])
+        return self._facts[image]
+
+    def _offered(self, panes: Sequence[Traced]) -> dict[str, Any]:
+        """Return what can be chosen, given the images: of two, the steps that both have."""
+        first, steps = panes[0], set(panes[0].steps).intersection(*(pane.steps for pane in panes[1:]))
+        titles = [
+            [int(row.image), f"{row.image}: {row.method or 'plain'}, seed {row.seed}: {row.prompt}"]
+            for row in self._listed.itertuples(index=False)
+        ]
+        return {
+            "images": titles,
+            "words": [[word.name, word.is_target] for word in first.words],
+            "layers": list(first.groups),
+            "heads": list(first.heads),
+            "steps": sorted(steps),
+            "phases": ["original", *(["edited"] if any(pane.edited for pane in panes) else [])],
+        }
+
+    def _checked(self, selection: dict[str, Any]) -> dict[str, Any]:
+        """Return a choice that is one, or say what there is."""
+        for name in ("image", "other"):
+            if selection[name] not in self._listed.index and (name == "image" or selection[name] is not None):
+                raise ValueError(f"{name} must be one of {list(self._listed.index)}, got {selection[name]!r}")
+        panes = [self._traced(selection[name]) for name in ("image", "other") if selection[name] is not None]
+        offered = self._offered(panes)
+        selection = selection | {"word": panes[0].word(selection["word"]).name}
+        kinds = {"layers": "layers", "step": "steps", "phase": "phases"}
+        for name, kind in kinds.items():
+            if selection[name] not in offered[kind]:
+                raise ValueError(f"{name} must be one of {offered[kind]}, got {selection[name]!r}")
+        if selection["head"] not in (heads := [MEAN, *range(max(layer.heads for layer in panes[0].layers))]):
+            raise ValueError(f"head must be one of {heads} ({MEAN}: the mean), got {selection['head']!r}")
+        return selection
+
+    def _mended(self, selection: dict[str, Any]) -> dict[str, Any]:
+        """Return a choice in which what its images do not have is what one starts with."""
+        usual = _start(self._traced(selection["image"])) | {"image": selection["image"], "other": selection["other"]}
+        for name in ("word", "layers", "head", "step", "phase"):
+            try:
+                usual = self._checked(usual | {name: selection[name]})
+            except ValueError:
+                continue
+        return usual
+
+    def _png(self, image: int) -> bytes:
+        """Return the image as it is sent, no larger than is needed; nothing where there is none."""
+        shown = self._files[image]
+        if shown is None:
+            return b""
+        opened = Image.fromarray(shown) if isinstance(shown, np.ndarray) else shown
+        opened = opened if isinstance(opened, Image.Image) else Image.open(opened)
+        small, written = opened.convert("RGB"), io.BytesIO()
+        small.thumbnail((LARGEST, LARGEST))
+        small.save(written, "PNG")
+        return written.getvalue()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """Return the widget, and beside it the figure that is shown where there are no widgets."""
+        shown = super()._repr_mimebundle_(**kwargs)
+        if shown is None:
+            return None
+        data, metadata = shown
+        return data | {"image/png": png_of(self.figure())}, metadata
+
+    def figure(self) -> Figure:
+        """Return what is shown as a figure that does not move, to keep."""
+        pictures = {int(image): png for image, png in self.pictures.items()}
+        return still(self._seen, self.selection["word"], _choice(self.selection), pictures)
+
+
+def explore(
+    store: Store | str | Path,
+    images: Sequence[int] | None = None,
+    pictures: Mapping[int, Shown] | Sequence[Shown] | None = None,
+) -> Explorer:
+    """Return a widget that shows the attention in a trace: maps over images, words over steps, heads by layers.
+
+    Works in JupyterLab 4 and Notebook 7; elsewhere its cell shows a figure. Reads what it shows, never the whole file.
+
+    Args:
+        store: an open store, or the path of a trace, which is then opened for each answer and not held.
+        images: numbers of those to choose from, in the view ``images``; None for all that are finished.
+        pictures: the images themselves, by number, or a sequence in the order of ``images``: arrays, PIL images or
+            paths. By default the files that the trace names.
+
+    Raises:
+        FileNotFoundError: there is no such trace.
+        ValueError: no finished image is there, or not one that is asked for; or there are too few pictures.
+    """
+    source = store if isinstance(store, Store) else Path(store)
+    with _opened(source) as opened:
+        found = listed(opened, images)
+    if pictures is not None and not isinstance(pictures, Mapping):
+        if len(pictures) != len(found):
+            raise ValueError(f"pictures must be one for each of the {len(found)} images, got {len(pictures)}")
+        pictures = dict(zip(found["image"].tolist(), pictures, strict=True))
+    return Explorer(source, found, pictures or {})
+
+
+@contextmanager
+def _opened(source: Store | Path) -> Iterator[Store]:
+    """Give the store that is open, or one for the moment: a trace that is looked into can be written meanwhile."""
+    if isinstance(source, Store):
+        yield source
+        return
+    with Store.open(source) as store:
+        yield store
+
+
+def _file(folder: Path, name: object) -> Path | None:
+    """Return where an image lies that a trace names, from the trace's own folder; None where it is not there."""
+    if not isinstance(name, str) or not name:
+        return None
+    path = folder / name
+    return path if path.is_file() else None
+
+
+def _start(traced: Traced) -> dict[str, Any]:
+    """Return what is shown first: a target at the middle step, the maps nearest to 16 pixels a side."""
+    word = next((word for word in traced.words if word.is_target), traced.words[0])
+    sizes = [layer.size for layer in traced.layers]
+    layers = min(sizes, key=lambda size: abs(int(size.split("x")[0]) - 16))
+    step = traced.steps[len(traced.steps) // 2]
+    return {
+        "image": traced.image, "other": None, "word": word.name, "layers": layers, "head": MEAN, "step": step,
+        "phase": "original",
+    }  # fmt: skip
+
+
+def _choice(selection: Mapping[str, Any]) -> Choice:
+    return Choice(selection["layers"], selection["head"], selection["step"], selection["phase"])

@@ -1,0 +1,167 @@
+"""The explorer: what it shows is what the store has, whatever is chosen, and it reads little else."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import tracer
+from analysis import explore
+from analysis.explorer.facts import _words, facts_of, listed
+from analysis.explorer.slices import MEAN, Choice, curves, matrix, word_map
+
+FIRST = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
+
+
+@pytest.fixture
+def pictures(traced) -> list[np.ndarray]:
+    """The images of the trace, in its order."""
+    return [traced.pictures[method, seed] for method in ("plain", "regulation") for seed in traced.request.seeds]
+
+
+@pytest.fixture
+def explorer(traced, pictures):
+    return explore(traced.store, pictures=pictures)
+
+
+def image_of(traced, number: int):
+    return facts_of(traced.store, listed(traced.store).set_index("image", drop=False).loc[number])
+
+
+@pytest.mark.parametrize(("layers", "paths"), [("8x8", None), (FIRST, [FIRST])])
+@pytest.mark.parametrize("head", [MEAN, 1])
+@pytest.mark.parametrize(("number", "phase", "step"), [(0, "original", 2), (3, "original", 0), (4, "edited", 1)])
+def test_a_map_is_the_stores_own_averaged_over_the_heads_and_layers_chosen(
+    traced, layers, paths, head, number, phase, step
+):
+    image = image_of(traced, number)
+    if phase == "edited" and paths is None:
+        paths = layers = FIRST
+    shown = word_map(traced.store, image, image.word("elephant"), Choice(layers, head, step, phase))
+    size = None if paths else 8
+    maps = traced.store.maps(number, word="elephant", steps=step, layers=paths, size=size, phase=phase)[0]
+    expected = maps.mean((0, 1)) if head == MEAN else maps[:, head].mean(0)
+    np.testing.assert_allclose(shown, expected, rtol=1e-6)
+
+
+def test_curves_and_matrix_are_the_quantiles_of_the_maps(traced):
+    image = image_of(traced, 1)
+    maps = traced.store.maps(1, word="cat", layers=FIRST)[:, 0]  # step head height width
+    quantiles = np.quantile(maps.reshape(*maps.shape[:2], -1), 0.9, axis=-1)
+    word = image.word("cat").place
+    found = curves(traced.store, image, Choice(FIRST))
+    found = found[found["word_idx"] == word].sort_values("step")
+    np.testing.assert_allclose(found["value"], quantiles.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(found["top"], maps.max((2, 3)).mean(1), rtol=1e-5)
+    cells = matrix(traced.store, image, Choice(FIRST, step=3))
+    layer = next(layer.number for layer in image.layers if layer.path == FIRST)
+    cells = cells[(cells["word_idx"] == word) & (cells["layer"] == layer)].sort_values("head")
+    np.testing.assert_allclose(cells["value"], quantiles[3], rtol=1e-4)
+
+
+def test_what_the_page_is_sent_is_the_map_and_one_scale_for_both_images(traced, explorer):
+    explorer.select(image=0, other=5, word="cat", layers=FIRST, step=1)
+    panes = explorer.view["panes"]
+    for pane, number in zip(panes, (0, 5), strict=True):
+        sent = np.frombuffer(pane["map"], "<f4").reshape(pane["height"], pane["width"])
+        expected = traced.store.maps(number, word="cat", steps=1, layers=FIRST)[0].mean((0, 1))
+        np.testing.assert_allclose(sent, expected, rtol=1e-6)
+        assert explorer.view["map_top"] >= sent.max()
+        highest = max(max(line) for _, _, line in pane["curves"])
+        assert explorer.view["curve_top"] >= highest - 1e-6
+    words = [word for word, _ in explorer.choices["words"]]
+    assert words == ["a", "cat", "and", "an", "elephant"]
+    assert [word for word, target in explorer.choices["words"] if target] == ["cat", "elephant"]
+
+
+def test_the_picture_that_is_sent_is_the_images_own(explorer, pictures):
+    explorer.select(image=2)
+    sent = np.asarray(Image.open(io.BytesIO(explorer.pictures["2"])))
+    assert np.array_equal(sent, pictures[2])
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"word": "glases"}, "word must be one that was recorded, a, cat, and, an, elephant, got 'glases'"),
+        ({"step": 99}, r"step must be one of \[0, 1, 2, 3\], got 99"),
+        ({"image": 77}, "image must be one of"),
+        ({"head": 8}, "head must be one of"),
+        ({"layers": "7x7"}, "layers must be one of"),
+        ({"phase": "edited"}, r"phase must be one of \['original'\]"),
+        ({"seed": 3}, "a choice must name some of image, other, word"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused_and_changes_nothing(explorer, choice, said):
+    before = dict(explorer.selection)
+    with pytest.raises(ValueError, match=said):
+        explorer.select(**choice)
+    assert explorer.selection == before == explorer.view["selection"]
+
+
+def test_what_the_page_asks_for_is_answered_and_what_an_image_lacks_is_mended(explorer):
+    explorer.selection = explorer.selection | {"step": 3, "word": "cat"}
+    assert (explorer.view["selection"]["step"], explorer.view["panes"][0]["word"]) == (3, "cat")
+    explorer.selection = explorer.selection | {"image": 4, "phase": "edited", "word": "zebra", "step": 1}
+    shown = explorer.selection
+    assert (shown["image"], shown["phase"], shown["step"], shown["word"]) == (4, "edited", 1, "cat")
+
+
+def test_a_step_that_no_edit_acted_on_says_so(explorer):
+    explorer.select(image=4, layers=FIRST, step=3)
+    explorer.select(phase="edited")
+    (pane,) = explorer.view["panes"]
+    assert (pane["note"], pane["map"]) == ("nothing was edited at step 3", b"")
+
+
+def test_it_reads_what_it_shows_and_never_the_whole_file(traced, explorer, monkeypatch):
+    read, sql, maps = [], traced.store.sql, traced.store.maps
+
+    def counted(query, params=None):
+        read.append(len(table := sql(query, params)))
+        return table
+
+    def counted_maps(*args, **options):
+        read.append((found := maps(*args, **options)).shape[0] * found.shape[1] * found.shape[2])
+        return found
+
+    monkeypatch.setattr(traced.store, "sql", counted)
+    monkeypatch.setattr(traced.store, "maps", counted_maps)
+    explorer.select(word="elephant", step=2)
+    layers, heads, words, steps = 7, 4, 5, 4
+    assert 0 < sum(read) <= layers * heads * (words + 1) + words * steps
+    whole = sql("SELECT count(*) AS n FROM head_stats").at[0, "n"]
+    assert sum(read) < whole / 10
+
+
+def test_it_stands_still_where_there_are_no_widgets(explorer):
+    data, _ = explorer._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    width, height = Image.open(io.BytesIO(data["image/png"])).size
+    assert width > 600
+    assert height > 200
+
+
+def test_repeated_words_have_the_names_that_the_store_takes():
+    rows = pd.DataFrame({"word_idx": [0, 1, 2], "word": ["Cat", "and", "cat"], "is_target": [False, False, True]})
+    assert [word.name for word in _words(rows)] == ["Cat", "and", "cat#2"]
+
+
+def test_pictures_must_be_one_for_each_image(traced, pictures):
+    with pytest.raises(ValueError, match="pictures must be one for each of the 6 images, got 2"):
+        explore(traced.store, pictures=pictures[:2])
+    with pytest.raises(ValueError, match=r"images must be numbers of finished images .* got \[9\]"):
+        explore(traced.store, images=[0, 9])
+
+
+def test_a_trace_given_by_its_path_is_not_held_open(tiny_pipe, tmp_path):
+    path = tmp_path / "run.duckdb"
+    for _ in range(2):  # a notebook's cells are run again and again
+        with tracer.recording(tiny_pipe, path, targets=["cat"]):
+            tiny_pipe("a cat", num_inference_steps=1)
+        explorer = explore(path)
+        explorer.select(word="cat")
+    assert len(explorer.choices["images"]) == 2
+    assert explorer.pictures == {"0": b""}
