@@ -13,7 +13,10 @@ from regulate.method import ACTS, Given, Method, Standing
 from tracer.capture import Capture
 from tracer.pictures import digest, write_image
 from tracer.recording import recording
+from tracer.shown import images_html
 from tracer.store import Store
+
+_TRACE = "<code>generate(..., trace=store)</code> keeps their attention too"
 
 
 @dataclass(frozen=True)
@@ -56,10 +59,16 @@ class Generated:
         standing: whether the method had anything to do: with "no-op" the images are the plain ones.
     """
 
-    images: list[Image.Image]
-    sha256: list[str]
+    images: list[Image.Image] = field(repr=False)
+    sha256: list[str] = field(repr=False)
     run_id: int | None = None
     standing: Standing = ACTS
+
+    def _repr_html_(self) -> str:
+        acted = self.standing == ACTS
+        title = "images" if acted else f"{self.standing.verdict}, these are the plain images: {self.standing.reason}"
+        traced = "<code>analysis.explore(store)</code> shows their trace" if self.run_id else _TRACE
+        return images_html(self.images, title, f"<code>.images</code> holds them; {traced}")
 
 
 def generate(

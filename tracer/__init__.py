@@ -6,7 +6,11 @@ Capture, EVERYTHING                     what is kept: layers, steps, heads, toke
 attending(model, sites, edit, record)   see, and change, attention while a block runs
 Prompt, load_prompts                    texts with the words that an image must show
 load_pipeline                           the emoji world, a local folder, or a hub model
+
+In a notebook `%load_ext tracer` brings `%%sql`, which asks a trace in a cell of its own.
 """
+
+from typing import TYPE_CHECKING
 
 from tracer.attention import attending
 from tracer.capture import EVERYTHING, Capture
@@ -16,6 +20,9 @@ from tracer.record import Recorder
 from tracer.recording import recording
 from tracer.sites import attention_sites
 from tracer.store import Store
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
 
 __all__ = [
     "EVERYTHING",
@@ -29,3 +36,10 @@ __all__ = [
     "load_prompts",
     "recording",
 ]
+
+
+def load_ipython_extension(ipython: "InteractiveShell") -> None:
+    """Bring the magic `%%sql` into a notebook; `%load_ext tracer` calls this."""
+    from tracer.magic import TraceSQL  # IPython is not needed to trace
+
+    ipython.register_magics(TraceSQL)

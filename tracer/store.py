@@ -30,6 +30,7 @@ from tracer.capture import Capture
 from tracer.database import READING, WRITING, attach, build, check_folder, check_room, has_room, opened, writing
 from tracer.maps import Chosen, read_maps
 from tracer.rows import Branch, Pass, Phase, RunRow, SampleRow, Status
+from tracer.shown import store_html
 
 # What makes a transaction: enough rows for whole row groups, which go straight to their place in the file (the rest of
 # each goes through the log and is written twice), but not so much that memory grows with the model.
@@ -86,6 +87,9 @@ class Store:
     def __exit__(self, *exception: object) -> None:
         """Close the file."""
         self.close()
+
+    def _repr_html_(self) -> str:
+        return store_html(self)
 
     def close(self) -> None:
         """Close the file; other processes may open it then."""

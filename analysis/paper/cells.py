@@ -187,6 +187,11 @@ class PaperTable:
             if len(row.cells) != len(self.columns):
                 raise ValueError(f"{row.method} must have {len(self.columns)} cells, got {len(row.cells)}")
 
+    def _repr_html_(self) -> str:
+        from analysis.paper.files import html_of  # which writes tables of this kind
+
+        return html_of(self)
+
     @property
     def groups(self) -> list[tuple[str, int]]:
         """The headings above the columns' own, each with the number of its columns."""

@@ -9,6 +9,7 @@ of its specification. What failed is kept apart, and tried again when that is as
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from shutil import disk_usage
 from typing import Literal
@@ -85,6 +86,20 @@ class RunResults:
     parts: tuple[PartResults, ...]
     failed: dict[str, dict[str, object]]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"RunResults({self.experiment.name!r}, run={str(self.run)!r}, failed={len(self.failed)})"
+
+    def _repr_html_(self) -> str:
+        columns = ["method", "metric", "value", "difference", "difference_low", "difference_high", "p_holm", "images"]
+        tables = [
+            f"<p>{escape(one.planned.part.title)}</p>{one.board.reindex(columns=columns).round(4).to_html(index=False)}"
+            for one in self.parts
+        ]
+        head = f"<p><b>{escape(self.experiment.name)}</b>: {escape(self.experiment.question)}</p>"
+        lost = f"<p>{len(self.failed)} batches failed; <code>.failed</code> says why</p>" if self.failed else ""
+        after = "<p><code>analysis.outputs.publish.publish(results)</code> writes the page, its figures and tables</p>"
+        return head + lost + "".join(tables) + after
 
 
 def run(

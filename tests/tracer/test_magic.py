@@ -1,0 +1,88 @@
+"""`%%sql` in a real IPython shell: tables, variables in and out, and nothing written."""
+
+import subprocess
+import sys
+
+import duckdb
+import pandas as pd
+import pytest
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+import tracer
+from tracer.store import Store
+
+JUPYSQL = """
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+from tracer.store import Store
+
+shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+shell.run_line_magic("load_ext", "sql")
+shell.run_line_magic("config", "SqlMagic.autopandas = True")
+shell.user_ns["connection"] = Store.open("trace.duckdb").cursor()
+shell.run_line_magic("sql", "connection --alias trace")
+table = shell.run_cell_magic("sql", "", "SELECT word, count(*) AS n FROM dominance GROUP BY word ORDER BY word")
+assert table["word"].tolist() == ["cat", "dog"], table
+"""
+
+
+@pytest.fixture(scope="module")
+def trace(tiny_pipe, tmp_path_factory):
+    """A trace of one image."""
+    path = tmp_path_factory.mktemp("trace") / "trace.duckdb"
+    with tracer.recording(tiny_pipe, path, targets=["cat", "dog"]):
+        tiny_pipe("a cat and a dog", num_inference_steps=2)
+    return path
+
+
+@pytest.fixture
+def shell(trace, monkeypatch) -> InteractiveShell:
+    """A shell without a history file, in the trace's folder, with the extension loaded."""
+    monkeypatch.chdir(trace.parent)
+    shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    shell.run_line_magic("load_ext", "tracer")
+    return shell
+
+
+def test_a_cell_gives_the_table_that_the_store_gives(shell, trace):
+    query = "SELECT step, word, share FROM dominance ORDER BY ALL"
+    with Store.open(trace) as store:
+        expected = store.sql(query)
+    assert len(expected) > 10
+    pd.testing.assert_frame_equal(shell.run_cell_magic("sql", "trace.duckdb", query), expected)
+    pd.testing.assert_frame_equal(shell.run_cell_magic("sql", "", query), expected)  # the same one again
+
+
+def test_variables_are_bound_and_the_table_goes_into_one(shell):
+    shell.user_ns["word"] = "dog' OR 1 = 1 --"
+    query = "SELECT count(*) AS n FROM dominance WHERE word = $word AND '$step' <> word"
+    assert shell.run_cell_magic("sql", "trace.duckdb", query).at[0, "n"] == 0
+    shell.user_ns["word"] = "dog"
+    assert shell.run_cell_magic("sql", "-o dogs", query) is None
+    assert shell.user_ns["dogs"].at[0, "n"] > 0
+
+
+def test_an_open_store_is_asked_by_its_name_and_not_written(shell, trace, tmp_path):
+    copy = tmp_path / "copy.duckdb"
+    copy.write_bytes(trace.read_bytes())
+    with Store.create(copy) as store:  # open to write
+        shell.user_ns["mine"] = store
+        assert shell.run_cell_magic("sql", "mine", "SELECT count(*) AS n FROM images").at[0, "n"] == 1
+        with pytest.raises(duckdb.Error, match="read-only"):
+            shell.run_cell_magic("sql", "mine", "DELETE FROM samples")
+        assert store.sql("SELECT count(*) AS n FROM samples").at[0, "n"] == 1
+
+
+def test_the_first_cell_must_name_a_trace_and_a_missing_variable_is_said(shell):
+    with pytest.raises(UsageError, match="must name a trace the first time"):
+        shell.run_cell_magic("sql", "", "SELECT 1")
+    with pytest.raises(duckdb.Error, match="nowhere"):
+        shell.run_cell_magic("sql", "trace.duckdb", "SELECT $nowhere")
+
+
+def test_jupysql_works_on_the_connection_of_a_store(trace):
+    pytest.importorskip("sql", reason="jupysql is not installed; it is not required")
+    environment = {"PLOOMBER_STATS_ENABLED": "false", "PATH": "", "HOME": str(trace.parent)}
+    subprocess.run([sys.executable, "-c", JUPYSQL], cwd=trace.parent, env=environment, check=True, capture_output=True)
