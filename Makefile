@@ -1,17 +1,22 @@
-# make demo | make test | make check; each first makes .venv, where it is not there or out of date.
+# make demo | make lab | make test | make check; each first makes .venv, where it is not there or out of date.
 
 PYTHON ?= python3
 OUT ?= attnreg-demo
+NOTEBOOKS ?= runs/notebooks
 JOBS ?= 2  # processes of the tests; each computes with one thread
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/attnreg-ready
 
-.PHONY: demo test lint check format venv constraints clean
+.PHONY: demo lab test lint check format venv constraints clean
 .DEFAULT_GOAL := check
 
 demo: venv  ## generate, trace, detect and show, on the emoji world
 	$(BIN)/attnreg demo --out "$(OUT)"
+
+lab: venv  ## JupyterLab on a copy of the notebooks of one's own, with everything installed
+	mkdir -p "$(NOTEBOOKS)" && cp -n notebooks/*.ipynb "$(NOTEBOOKS)/"
+	$(BIN)/jupyter lab "$(NOTEBOOKS)"
 
 test: venv  ## all tests that need neither a graphics card nor full-size weights
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/alone
