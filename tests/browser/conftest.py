@@ -38,23 +38,29 @@ class Tab:
         self.calls = 0
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # or nothing in it ever has the focus
         self.window(1280, 900)
 
     def send(self, method: str, **parameters: object) -> dict[str, Any]:
         """Call the browser, and keep the events that come before its answer."""
         self.calls += 1
         self.socket.send(json.dumps({"id": self.calls, "method": method, "params": parameters}))
-        while "id" not in (said := json.loads(self.socket.recv())):
+        while (said := json.loads(self.socket.recv())).get("id") != self.calls:
+            if said.get("method") == "Page.javascriptDialogOpening":  # "Leave the page?" would hold up everything
+                self.socket.send(
+                    json.dumps({"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}})
+                )
             self.events.append(said)
         if "error" in said:
             raise RuntimeError(f"{method}: {said['error']}")
         return said["result"]
 
-    def open(self, page: Path) -> None:
-        """Open a file and wait until it is loaded."""
+    def open(self, page: Path | str) -> None:
+        """Open a file, or an address, and wait until it is loaded."""
         self.events.clear()
-        self.send("Page.navigate", url=page.as_uri())
-        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+        address = page.as_uri() if isinstance(page, Path) else page
+        self.send("Page.navigate", url=address)
+        self.until(f"document.readyState === 'complete' && location.protocol === '{address.split(':')[0]}:'")
 
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page."""
@@ -63,13 +69,13 @@ class Tab:
             raise RuntimeError(said["exceptionDetails"]["exception"].get("description"))
         return said["result"].get("value")
 
-    def until(self, script: str) -> None:
+    def until(self, script: str, patience: float = PATIENCE, every: float = 0.02) -> None:
         """Wait until an expression is true."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not self.run(script):
             if time.monotonic() > end:
                 raise TimeoutError(script)
-            time.sleep(0.02)
+            time.sleep(every)
 
     def settle(self) -> None:
         """Wait until the page has been painted twice, so that what just changed is there."""
@@ -135,7 +141,7 @@ class Tab:
         self.send("Runtime.evaluate", expression="0")  # what came before has been heard
         found = []
         for event in self.events:
-            name, facts = event["method"], event["params"]
+            name, facts = event.get("method", ""), event.get("params", {})
             if name == "Runtime.exceptionThrown":
                 found.append(str(facts["exceptionDetails"]))
             elif (name == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert")) or (
