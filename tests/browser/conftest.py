@@ -59,8 +59,10 @@ class Tab:
         """Open a file, or an address, and wait until it is loaded."""
         self.events.clear()
         address = page.as_uri() if isinstance(page, Path) else page
+        self.run("window.left = true")  # the page that is left stays whole until the next one comes
         self.send("Page.navigate", url=address)
-        self.until(f"document.readyState === 'complete' && location.protocol === '{address.split(':')[0]}:'")
+        here = f"location.protocol === '{address.split(':')[0]}:'"
+        self.until(f"!window.left && document.readyState === 'complete' && {here}")
 
     def run(self, script: str) -> Any:
         """Return the value of an expression in the page."""
@@ -91,7 +93,8 @@ class Tab:
         return [sides[name] for name in ("x", "y", "width", "height")]
 
     def place(self, selector: str) -> list[float]:
-        """Return the same, once the match is scrolled into sight."""
+        """Return the same, once there is a match and it is scrolled into sight."""
+        self.until(f"document.querySelector({json.dumps(selector)}) !== null")  # the page builds what comes near
         self.of(selector, "scrollIntoView({ block: 'center' })")
         self.settle()
         return self.box(selector)
