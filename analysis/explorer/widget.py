@@ -59,6 +59,7 @@ class Explorer(anywidget.AnyWidget):
         files = {int(row.image): _file(folder, row.file) for row in images.itertuples(index=False)}
         self._files: dict[int, Shown | None] = files | dict(pictures)
         self._facts: dict[int, Traced] = {}
+        self._sent: dict[int, bytes] = {}
         super().__init__()
         first = self._traced(int(images["image"].iloc[0]))
         self._show(_start(first))
@@ -89,7 +90,10 @@ class Explorer(anywidget.AnyWidget):
             self._seen = seen = look(store, panes, selection["word"], _choice(selection))
         with self.hold_trait_notifications(), self.hold_sync():
             self.choices = self._offered(panes)
-            self.pictures = {str(pane.image): self._png(pane.image) for pane in panes}
+            for pane in panes:
+                if pane.image not in self._sent:  # an image is packed once, not at every step that is looked at
+                    self._sent[pane.image] = self._png(pane.image)
+            self.pictures = {str(pane.image): self._sent[pane.image] for pane in panes}
             self.view = seen.message() | {"selection": selection}
             self.selection = selection
 

@@ -1,8 +1,5 @@
 """`%%sql` in a real IPython shell: tables, variables in and out, and nothing written."""
 
-import subprocess
-import sys
-
 import duckdb
 import pandas as pd
 import pytest
@@ -12,20 +9,6 @@ from traitlets.config import Config
 
 import tracer
 from tracer.store import Store
-
-JUPYSQL = """
-from IPython.core.interactiveshell import InteractiveShell
-from traitlets.config import Config
-from tracer.store import Store
-
-shell = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
-shell.run_line_magic("load_ext", "sql")
-shell.run_line_magic("config", "SqlMagic.autopandas = True")
-shell.user_ns["connection"] = Store.open("trace.duckdb").cursor()
-shell.run_line_magic("sql", "connection --alias trace")
-table = shell.run_cell_magic("sql", "", "SELECT word, count(*) AS n FROM dominance GROUP BY word ORDER BY word")
-assert table["word"].tolist() == ["cat", "dog"], table
-"""
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +65,9 @@ def test_the_first_cell_must_name_a_trace_and_a_missing_variable_is_said(shell):
         shell.run_cell_magic("sql", "trace.duckdb", "SELECT $nowhere")
 
 
-def test_jupysql_works_on_the_connection_of_a_store(trace):
-    pytest.importorskip("sql", reason="jupysql is not installed; it is not required")
-    environment = {"PLOOMBER_STATS_ENABLED": "false", "PATH": "", "HOME": str(trace.parent)}
-    subprocess.run([sys.executable, "-c", JUPYSQL], cwd=trace.parent, env=environment, check=True, capture_output=True)
+def test_a_store_shows_its_runs_and_what_to_do_next(trace):
+    with Store.open(trace) as store:
+        shown = store._repr_html_()
+    assert "trace.duckdb" in shown
+    assert "a cat and a dog" in shown
+    assert "analysis.explore(store)" in shown
