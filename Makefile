@@ -1,4 +1,4 @@
-# make demo | make lab | make test | make check; each first makes .venv, where it is not there or out of date.
+# make demo | make lab | make docs | make test | make check; each first makes .venv, where it is not there or out of date.
 
 PYTHON ?= python3
 OUT ?= attnreg-demo
@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/attnreg-ready
 
-.PHONY: demo lab test lint check format venv constraints clean
+.PHONY: demo lab docs test lint check format venv constraints clean
 .DEFAULT_GOAL := check
 
 demo: venv  ## generate, trace, detect and show, on the emoji world
@@ -17,6 +17,10 @@ demo: venv  ## generate, trace, detect and show, on the emoji world
 lab: venv  ## JupyterLab on a copy of the notebooks of one's own, with everything installed
 	mkdir -p "$(NOTEBOOKS)" && cp -n notebooks/*.ipynb "$(NOTEBOOKS)/"
 	$(BIN)/jupyter lab "$(NOTEBOOKS)"
+
+docs: venv  ## the site, docs/build/html/index.html; docs/cli.md is written anew
+	$(BIN)/python -m typer analysis.cli utils docs --name attnreg > docs/cli.md
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/build/html
 
 test: venv  ## all tests that need neither a graphics card nor full-size weights
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --ignore tests/alone
@@ -53,4 +57,4 @@ constraints: venv
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) docs/build docs/notebooks .pytest_cache .ruff_cache .hypothesis .import_linter_cache

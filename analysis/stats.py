@@ -13,11 +13,11 @@ What is drawn again (`Resample`):
              is too wide where seeds hardly matter. Where seeds matter most and are fewer than about 16, percentiles
              are too narrow: take `two_way_interval`.
     nested   prompts, then seeds within each: counts the noise of seeds twice, too wide by intent.
-Ends of the interval (`Kind`): quantiles of the resampled means (percentile), or these corrected for bias and skewness
-    (bca, for prompts alone).
+Ends of the interval (`Kind`):
+    Quantiles of the resampled means (percentile), or these corrected for bias and skewness (bca, for prompts alone).
 Intervals need spread to see any: if all prompts have one mean, or there is one prompt, the interval is a point.
 Sources: Miller, arXiv 2411.00640 (errors of clustered questions); Owen, The pigeonhole bootstrap, Ann. Appl. Stat. 1
-    (2007); Owen and Eckles, Bootstrapping data arrays of arbitrary order, Ann. Appl. Stat. 6 (2012).
+(2007); Owen and Eckles, Bootstrapping data arrays of arbitrary order, Ann. Appl. Stat. 6 (2012).
 """
 
 import warnings

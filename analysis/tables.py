@@ -133,7 +133,7 @@ def outcomes(store: Store, baseline: int, run: int, protocol: str) -> pd.DataFra
     """Return a row per image that both runs made: whether each shows all targets, and who won.
 
     Returns:
-        Columns prompt, seed, baseline, method (booleans), outcome: "won" where only the run shows all
+        Columns prompt, seed, baseline, method (booleans), outcome, "won" where only the run shows all
         targets, "lost" where only the baseline does, else "both found" or "both fail".
     """
     return store.sql(

@@ -98,7 +98,7 @@ class DetectionProtocol(Protocol):
 
     @property
     def name(self) -> str:
-        """As in `Protocol`, e.g. "owlv2-base#1f0c2d9a@0.10,argmax"."""
+        """As in `Protocol`, e.g. ``"owlv2-base#1f0c2d9a@0.10,argmax"``."""
         return f"{self.fingerprint}@{self.threshold:.2f},{self.assignment}"
 
     def query(self, obj: str) -> str:

@@ -228,7 +228,7 @@ class Store:
             run_id: the run to check; None for every run of the file.
 
         Returns:
-            A row per run and table: `expected` (the product of the counts) and actual `rows`, `faults`
+            A row per run and table, with `expected` (the product of the counts) and actual `rows`, `faults`
             (layers of a pass that are not whole) and `whole`.
         """
         return self.sql('FROM completeness WHERE run_id = ? OR ? IS NULL ORDER BY run_id, "table"', [run_id, run_id])

@@ -140,8 +140,8 @@ def pointing_means(table: pd.DataFrame, draws: int = DRAWS, seed: int = SEED) ->
         seed: of the draws.
 
     Returns:
-        A row per step and layer: each of `MEASURES`, with _low and _high; hit_gain (hit less cells), mass_gain (mass
-        less area) and lead (mass less other, of images where another target was found), likewise; words, prompts.
+        A row per step and layer, with each of `MEASURES`, with _low and _high; hit_gain (hit less cells), mass_gain
+        (mass less area) and lead (mass less other, of images where another target was found), likewise; words, prompts.
 
     Raises:
         ValueError: the table is empty.

@@ -60,9 +60,9 @@ def auc_by_step(shares: TargetShares, draws: int = DRAWS, seed: int = SEED) -> p
     """Return how well the most dominant target's share foretells a missing one, by step and layer.
 
     Returns:
-        A row per step and layer: auc, within (pairs of images of one prompt), smaller (how often a missing target has
-        the smaller share than a found one of its image; 0.5 by chance), each with _low and _high; p, p_holm, p_bh of
-        auc; images, prompts; smaller_images, smaller_prompts.
+        A row per step and layer, with auc, within (pairs of images of one prompt), smaller (how often a missing target
+        has the smaller share than a found one of its image; 0.5 by chance), each with _low and _high; p, p_holm, p_bh
+        of auc; images, prompts; smaller_images, smaller_prompts.
 
     Raises:
         ValueError: there is no image.
@@ -87,7 +87,7 @@ def auc_by_head(
         seed: of the draws.
 
     Returns:
-        A row per layer and head: auc and within, each with _low and _high; p, p_holm, p_bh; images, prompts.
+        A row per layer and head, with auc and within, each with _low and _high; p, p_holm, p_bh; images, prompts.
 
     Raises:
         ValueError: a step was not recorded, there is no image, or a head gives nothing to all targets of an image.
@@ -114,8 +114,8 @@ def method_changes(shares: TargetShares, baseline: str = "plain", draws: int = D
     images of the prompt's other seeds, and only what goes beyond that is the method's doing.
 
     Returns:
-        A row per method, measure, step and layer (and `ALL_LAYERS`, the mean over them): value, value_low, value_high,
-        images, prompts.
+        A row per method, measure, step and layer (and `ALL_LAYERS`, the mean over them), with value, value_low,
+        value_high, images, prompts.
 
     Raises:
         ValueError: the baseline has no image, or a method none of the same prompts and seeds.
@@ -190,8 +190,8 @@ def dose_means(doses: pd.DataFrame, draws: int = DRAWS, seed: int = SEED) -> pd.
         seed: of the draws.
 
     Returns:
-        A row per measure ("dominance", "found") and strength: value and difference, each with _low and _high; images,
-        prompts.
+        A row per measure ("dominance", "found") and strength, with value and difference, each with _low and _high;
+        images, prompts.
 
     Raises:
         ValueError: a prompt and seed lacks a strength, or has it twice, or a value is missing.
@@ -216,7 +216,7 @@ def dose_trend(doses: pd.DataFrame, seed: int = SEED) -> pd.DataFrame:
     Source: Page, J. Am. Stat. Assoc. 58 (1963).
 
     Returns:
-        A row per measure ("dominance", "found"): rho, rho_low, rho_high, p, prompts.
+        A row per measure ("dominance", "found"), with rho, rho_low, rho_high, p, prompts.
 
     Raises:
         ValueError: there are fewer than two strengths, or as in `dose_means`.

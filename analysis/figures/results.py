@@ -64,7 +64,7 @@ def relative_costs(costs: pd.DataFrame, by: str = "seconds") -> pd.DataFrame:
         by: what is paid.
 
     Returns:
-        By method: value, value_low, value_high (percentile bootstrap over prompts).
+        By method, value, value_low, value_high (percentile bootstrap over prompts).
 
     Raises:
         ValueError: a prompt's baseline is missing, or cost nothing.

@@ -71,3 +71,16 @@ def test_a_store_shows_its_runs_and_what_to_do_next(trace):
     assert "trace.duckdb" in shown
     assert "a cat and a dog" in shown
     assert "analysis.explore(store)" in shown
+
+
+def test_jupysql_asks_the_same_file_through_its_native_connection(trace, monkeypatch):
+    monkeypatch.setenv("PLOOMBER_STATS_ENABLED", "false")  # it would report that it is used
+    query = "SELECT step, word, share FROM dominance ORDER BY ALL"
+    jupysql = InteractiveShell(config=Config(HistoryManager={"enabled": False}))
+    jupysql.run_line_magic("load_ext", "sql")
+    jupysql.run_line_magic("config", "SqlMagic.autopandas = True")
+    with duckdb.connect(str(trace), read_only=True) as jupysql.user_ns["conn"]:
+        jupysql.run_line_magic("sql", "conn")
+        given = jupysql.run_cell_magic("sql", "", query)
+    with Store.open(trace) as store:
+        pd.testing.assert_frame_equal(given, store.sql(query))
