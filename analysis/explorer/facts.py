@@ -37,14 +37,12 @@ class Layer:
         number: in the order of execution.
         path: of its module.
         heads: of its attention.
-        maps: of each token that were kept: as many as heads, fewer, or one that is the mean.
         size: of these maps, "16x16".
     """
 
     number: int
     path: str
     heads: int
-    maps: int
     size: str
 
 
@@ -112,6 +110,11 @@ def listed(store: Store, images: Sequence[int] | None = None) -> pd.DataFrame:
     return found
 
 
+def title_of(row: pd.Series) -> str:
+    """Return an image's name: method, seed and prompt of a row of `listed`."""
+    return f"{row['method'] or 'plain'}, seed {row['seed']}: {row['prompt']}"
+
+
 def facts_of(store: Store, row: pd.Series) -> Traced:
     """Return what can be chosen of an image.
 
@@ -130,9 +133,7 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
     )
     if words.empty:
         raise ValueError(f"a trace must have recorded words to be explored, image {row['image']} has none")
-    layers = store.sql(
-        "SELECT layer, path, heads, map_heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer", key[:1]
-    )
+    layers = store.sql("SELECT layer, path, heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer", key[:1])
     calls = store.sql(
         "SELECT step, len(edited) > 0 AS edited FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample' "
         "AND list_contains(halves, 'cond'::branch) ORDER BY step",
@@ -140,12 +141,11 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
     )
     capture = json.loads(store.sql("SELECT capture FROM runs WHERE run_id = ?", key[:1]).at[0, "capture"])
     found = tuple(
-        Layer(row.layer, row.path, row.heads, row.map_heads, f"{row.map_h}x{row.map_w}")
-        for row in layers.itertuples(index=False)
+        Layer(row.layer, row.path, row.heads, f"{row.map_h}x{row.map_w}") for row in layers.itertuples(index=False)
     )
     return Traced(
         int(row["image"]), key[0], key[1],
-        f"{row['method'] or 'plain'}, seed {row['seed']}: {row['prompt']}",
+        title_of(row),
         _words(words), found, _heads(capture, found),
         tuple(int(step) for step in calls["step"].unique()),
         tuple(int(step) for step in calls.loc[calls["edited"], "step"].unique()),

@@ -22,7 +22,7 @@ import traitlets
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.explorer.facts import Traced, facts_of, listed
+from analysis.explorer.facts import Traced, facts_of, listed, title_of
 from analysis.explorer.slices import MEAN, Choice
 from analysis.explorer.still import png_of, still
 from analysis.explorer.view import look
@@ -106,10 +106,7 @@ class Explorer(anywidget.AnyWidget):
     def _offered(self, panes: Sequence[Traced]) -> dict[str, Any]:
         """Return what can be chosen, given the images: of two, the steps that both have."""
         first, steps = panes[0], set(panes[0].steps).intersection(*(pane.steps for pane in panes[1:]))
-        titles = [
-            [int(row.image), f"{row.image}: {row.method or 'plain'}, seed {row.seed}: {row.prompt}"]
-            for row in self._listed.itertuples(index=False)
-        ]
+        titles = [[int(row["image"]), f"{row['image']}: {title_of(row)}"] for _, row in self._listed.iterrows()]
         return {
             "images": titles,
             "words": [[word.name, word.is_target] for word in first.words],

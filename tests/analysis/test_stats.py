@@ -286,3 +286,9 @@ def test_settings_out_of_range_are_an_error(wrong):
 def test_no_outcomes_are_an_error():
     with pytest.raises(ValueError, match="must be a matrix of prompts and seeds"):
         bootstrap_rate(np.zeros((0, 3)), np.random.default_rng(0))
+
+
+def test_an_interval_is_cut_where_a_rate_cannot_be_and_its_estimate_stays():
+    wide = Interval(0.5, -0.25, 1.5, 0.9)
+    assert wide.within(0.0, 1.0) == Interval(0.5, 0.0, 1.0, 0.9)
+    assert wide.within(-1.0, 2.0) == wide

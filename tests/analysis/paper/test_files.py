@@ -27,6 +27,10 @@ def table() -> PaperTable:
     return PaperTable("50% of A&E.", columns, (plain, Row("ours", "Ours", (*cells, "n/a", Number(-0.0123)))), "real")
 
 
+def test_a_cell_of_a_notebook_shows_the_table_as_its_file_does(table):
+    assert table._repr_html_() == html_of(table)
+
+
 def replaced(table: PaperTable, text: str) -> PaperTable:
     """The table with one text in every place that holds one."""
     columns = tuple(replace(column, group=text, title=text) for column in table.columns)

@@ -83,7 +83,7 @@ def test_any_other_error_is_the_callers(unit):
         deal([Broken(deaths=jobs(unit, 1))], jobs(unit, 2), lambda: None)
 
 
-def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path):
+def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path, capfd):
     eight = small_runs.eight(small.parts[0].model)
     alone = quiet(eight, tmp_path / "alone")
     killed = []
@@ -102,6 +102,7 @@ def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp
     killer.start()
     both = quiet(eight, tmp_path / "both", How(workers=2))
     killer.join()
+    assert capfd.readouterr().err == ""  # no bars of workers, and no complaints as they end
     assert len(killed) == 1
     assert both.parts[0].board.equals(alone.parts[0].board)
     assert set(rows_of(both.run)["unit"]) == set(rows_of(alone.run)["unit"])

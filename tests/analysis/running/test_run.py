@@ -41,6 +41,9 @@ def test_its_images_are_those_that_generate_makes(small, quiet, tmp_path):
             assert row["image_sha256"] == digest(image)
             assert digest(Image.open(results.run / row["image"])) == digest(image)
     assert len(images) == 3 * 3 * 2
+    shown = results._repr_html_()
+    assert all(name in shown for name in ("plain", "regulation", "publish(results)", small.question))
+    assert "batches failed" not in shown
 
 
 def test_a_second_run_generates_nothing_and_comes_to_the_same(small, quiet, made, tmp_path):
