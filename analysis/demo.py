@@ -22,22 +22,19 @@ from rich.table import Table
 from analysis.demo_page import QUERIES, Material, page_of
 from analysis.folder import check_replaceable, whole_folder
 from analysis.packing import pack
-from analysis.plan import animal_pairs
 from analysis.report import Page, html_of
 from analysis.score_images import score_images
-from metrics.detection import detect, detection_rate
 from metrics.protocols import DetectionProtocol, emoji_detection
 from metrics.weights import Detector, load_detector
 from regulate import METHODS, Request, generate
 from tracer.models import load_pipeline
-from tracer.prompts import Prompt
 from tracer.scenes import ANIMALS, OBJECTS
 from tracer.store import Store
 from tracer.words import targets_of
 
 MAKER = "attnreg demo"
 METHOD = "regulation"
-PROMPT, TARGETS = "a cat and a lion", ("cat", "lion")
+PROMPT, TARGETS = "a cat and a lion", ("cat", "lion")  # chosen by data/emoji/make/first_pair.py
 RULE = (
     "The prompt is the first of the benchmark's 66 animal pairs, in the benchmark's order, whose plain "
     "images miss an animal in at least half of the seeds 0 to 15. No regulated image was looked at for that."
@@ -103,20 +100,6 @@ def _write_page(folder: Path, page: Page) -> None:
     for plate in page.plates:
         (folder / "figures" / f"{plate.name}.png").write_bytes(plate.png)
     (folder / "index.html").write_text(html_of(page), encoding="utf-8")
-
-
-def first_failing_pair(pipe: DiffusionPipeline, detector: Detector) -> Prompt:
-    """Return the prompt that `RULE` chooses for this generator and detector.
-
-    Raises:
-        LookupError: no pair fails as often.
-    """
-    for prompt in animal_pairs():
-        images = generate(pipe, Request(prompt.text, prompt.targets, SEEDS)).images
-        rate = detection_rate(detect(detector, images, [prompt.targets] * len(SEEDS)), detector.protocol.threshold)
-        if rate <= 0.5:
-            return prompt
-    raise LookupError("every pair is shown whole in more than half of the seeds")
 
 
 def nouns_of(prompt: str) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class RunResults:
     notes: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"RunResults({self.experiment.name!r}, run={str(self.run)!r}, failed={len(self.failed)})"
+        return f"RunResults({self.experiment.name!r}, run={self.run.name!r}, failed={len(self.failed)})"
 
     def _repr_html_(self) -> str:
         columns = ["method", "metric", "value", "difference", "difference_low", "difference_high", "p_holm", "images"]

@@ -13,9 +13,10 @@ from rich.console import Console
 
 from analysis import demo as make_demo
 from analysis import demo_page
-from analysis.demo import PROMPT, RULE, SEEDS, TARGETS, first_failing_pair, nouns_of
+from analysis.demo import PROMPT, RULE, SEEDS, TARGETS, nouns_of
 from analysis.demo_page import QUERIES, Material, page_of
 from analysis.plan import animal_pairs
+from analysis.workbench import fingerprint
 from metrics.weights import load_detector
 from tracer.folders import emoji_world
 from tracer.models import load_pipeline
@@ -219,10 +220,12 @@ def test_the_numbers_are_the_traces(made):
 
 
 @needs_generator
-def test_the_default_prompt_is_the_one_that_its_rule_chooses():
-    """Trained on, the generator may fail elsewhere: then the constant must follow."""
-    chosen = first_failing_pair(load_pipeline("emoji"), load_detector())
-    assert (chosen.text, chosen.targets) == (PROMPT, TARGETS)
+def test_the_default_prompt_is_the_one_that_its_rule_chose_for_these_weights():
+    """Trained on, the generator may fail elsewhere: then `data/emoji/make/first_pair.py` must choose again."""
+    card = json.loads((emoji_world() / "sd" / "demo.json").read_text())
+    assert (card["prompt"], tuple(card["targets"])) == (PROMPT, TARGETS)
+    assert card["generator"] == fingerprint(load_pipeline("emoji"))
+    assert card["detector"] == load_detector().protocol.name
 
 
 @needs_generator
