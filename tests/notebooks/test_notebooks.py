@@ -1,6 +1,6 @@
 """Every notebook runs from a clean kernel, top to bottom, and was committed with its outputs.
 
-Where there is a browser, `tests/browser/test_lab.py` runs them in a real JupyterLab instead, and compares what they say.
+Where there is a browser, `tests/browser/test_lab.py` runs them in a real JupyterLab instead, and compares outputs.
 """
 
 import shutil
