@@ -55,7 +55,7 @@ class Counting(worker.Worker):
     def _do(self, unit: worker.Unit) -> None:
         began = unit.key in done(self.setup.run)
         note(self.setup.run.parent / "begun", f"{unit.key} {int(began)}\n")
-        handle = denoiser(self._pipe(unit.model)).register_forward_pre_hook(
+        handle = denoiser(self._pipe(unit.model, unit.dtype)).register_forward_pre_hook(
             lambda *_: note(self.setup.run.parent / "passes", ".")
         )
         try:

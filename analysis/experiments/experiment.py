@@ -14,6 +14,8 @@ from regulate import Method
 from tracer.capture import Capture
 from tracer.prompts import Prompt
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -28,6 +30,7 @@ class Part:
         methods: by name; "plain" is added in front where it is missing.
         seeds: of each prompt, the same for all.
         model: a short name, a folder, or a hub id.
+        dtype: of its weights, one of `DTYPES`; half precision is for graphics cards.
         steps: of the scheduler.
         guidance: scale of classifier-free guidance.
         batch: images in one call of the pipeline, all of one prompt.
@@ -43,6 +46,7 @@ class Part:
     methods: Mapping[str, Method]
     seeds: tuple[int, ...]
     model: str = "emoji"
+    dtype: str = "float32"
     steps: int = 25
     guidance: float = 5.0
     batch: int = 4
@@ -61,6 +65,8 @@ class Part:
             raise ValueError(
                 f"batch, steps and spread must be at least 1, got {self.batch}, {self.steps}, {self.spread}"
             )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.methods.get(PLAIN, Method()) != Method():
             raise ValueError(f"the method named {PLAIN!r} must be stock diffusers, got {self.methods[PLAIN]}")
         object.__setattr__(self, "methods", {PLAIN: Method()} | dict(self.methods))

@@ -146,10 +146,10 @@ def _planned(experiment: Experiment, data: Path) -> list[Planned]:
     """Plan all parts; a model is loaded once if parts that share it follow one another."""
     sets = [prompts_of(part, data) for part in experiment.parts]  # a missing file is said before a model is fetched
     found: list[Planned] = []
-    name, pipe, model = "", None, ("", "")
+    loaded, pipe, model = None, None, ("", "")
     for part, prompts in zip(experiment.parts, sets, strict=True):
-        if pipe is None or part.model != name:
-            name, pipe = part.model, load_pipeline(part.model)
+        if pipe is None or loaded != (part.model, part.dtype):
+            loaded, pipe = (part.model, part.dtype), load_pipeline(part.model, dtype=getattr(torch, part.dtype))
             model = model_name(pipe), fingerprint(pipe)
         found.append(planned(part, prompts, pipe, model))
     return found

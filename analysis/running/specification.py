@@ -34,7 +34,7 @@ def specification(experiment: Experiment, parts: Sequence[Planned]) -> dict[str,
 def _part(one: Planned) -> dict[str, Any]:
     part = one.part
     return {
-        "name": part.name, "title": part.title, "model": one.model[0], "weights": one.model[1],
+        "name": part.name, "title": part.title, "model": one.model[0], "weights": one.model[1], "dtype": part.dtype,
         "prompts": one.prompts.name, "prompts_digest": one.prompts.digest, "spread": part.spread,
         "methods": {name: {"method": method.name} | method.parameters() for name, method in part.methods.items()},
         "seeds": list(part.seeds), "steps": part.steps, "guidance": part.guidance, "batch": part.batch,

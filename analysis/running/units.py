@@ -37,6 +37,7 @@ class Unit:
         name: of the method, the first one that asks for these images.
         method: that makes them.
         model: that makes them.
+        dtype: of the model's weights.
         prompt: of all of them.
         given: what else is known of the prompt.
         seeds: one per image.
@@ -50,6 +51,7 @@ class Unit:
     name: str
     method: Method
     model: str
+    dtype: str
     prompt: Prompt
     given: Given
     seeds: tuple[int, ...]
@@ -156,7 +158,7 @@ def _units(
     if standing != ACTS:  # the images are the plain ones
         name, method = PLAIN, Method()
     given = Given() if method == Method() else given
-    asked = (part.model, prompt, given)
+    asked = (part.model, part.dtype, prompt, given)
     found = []
     for start in range(0, len(part.seeds), part.batch):
         seeds = part.seeds[start : start + part.batch]

@@ -48,7 +48,7 @@ class Worker:
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        self._loaded: tuple[str, DiffusionPipeline] | None = None
+        self._loaded: tuple[tuple[str, str], DiffusionPipeline] | None = None
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         torch.set_flush_denormal(True)  # numbers that are almost zero cost the CPU a hundred times the others
@@ -65,7 +65,7 @@ class Worker:
         return len(left)
 
     def _do(self, unit: Unit) -> None:
-        pipe, run = self._pipe(unit.model), self.setup.run
+        pipe, run = self._pipe(unit.model, unit.dtype), self.setup.run
         draft = None if unit.capture is None else _draft(run, unit.key)
         found: list[Generated] = []
         with counting(denoiser(pipe)) as count:
@@ -91,10 +91,10 @@ class Worker:
         each = zip(unit.seeds, paths, made.sha256, strict=True)
         return [same | {"seed": seed, "image": path, "image_sha256": sha256} for seed, path, sha256 in each]
 
-    def _pipe(self, model: str) -> DiffusionPipeline:
-        if self._loaded is None or self._loaded[0] != model:
+    def _pipe(self, model: str, dtype: str) -> DiffusionPipeline:
+        if self._loaded is None or self._loaded[0] != (model, dtype):
             self._loaded = None  # room for the next one
-            self._loaded = model, load_pipeline(model, self.setup.device)
+            self._loaded = (model, dtype), load_pipeline(model, self.setup.device, getattr(torch, dtype))
         return self._loaded[1]
 
 

@@ -60,6 +60,7 @@ def test_an_unknown_experiment_is_refused_with_those_there_are():
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
+        ({"dtype": "half"}, "dtype must be one of float32, float16, bfloat16, got 'half'"),
         ({"name": "A&E"}, "a part's name must be small letters"),
         ({"seeds": ()}, "seeds must be at least one"),
         ({"seeds": (1, 1)}, "seeds must be at least one, all different"),

@@ -46,6 +46,15 @@ def test_its_images_are_those_that_generate_makes(small, quiet, tmp_path):
     assert "batches failed" not in shown
 
 
+def test_half_precision_makes_other_images_in_a_folder_of_their_own(small, quiet, tmp_path):
+    hashes = [
+        set(quiet(changed(small, dtype=dtype, methods={}), tmp_path).parts[0].images["image_sha256"])
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert not hashes[0] & hashes[1]
+
+
 def test_a_second_run_generates_nothing_and_comes_to_the_same(small, quiet, made, tmp_path):
     first = quiet(small, tmp_path)
     count = len(made)
