@@ -83,8 +83,8 @@ def _line(found: Bool[np.ndarray, "prompt seed"], plain: Bool[np.ndarray, "promp
     return {
         "prompts": len(found),
         "images": found.size,
-        **_spread("rate", rate),
-        **_spread("difference", difference),
+        **rate.columns("rate"),
+        **difference.columns("difference"),
         "won": int((found & ~plain).sum()),
         "lost": int((plain & ~found).sum()),
         "both_found": int((found & plain).sum()),
@@ -99,10 +99,6 @@ def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
     if min(values.shape) > 1:
         return two_way_interval(values)
     return bootstrap_rate(values if len(values) > 1 else values.T, np.random.default_rng(BOOTSTRAP_SEED))
-
-
-def _spread(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
 def as_table(lines: pd.DataFrame, title: str) -> Table:

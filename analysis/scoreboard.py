@@ -150,7 +150,7 @@ def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
         "seeds": values.shape[1],
         "images": part.images,
         "interval": TWO_WAY if part.crossed else SEEDS if len(values) == 1 else PROMPTS,
-        **_spread("value", _interval(values, part.crossed)),
+        **_interval(values, part.crossed).columns("value"),
     }
     plain = part.by_method.get(baseline)
     return line if plain is None or method == baseline else line | _difference(values, plain, part.crossed)
@@ -159,7 +159,7 @@ def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
 def _difference(values: Matrix, plain: Matrix, crossed: bool) -> dict[str, object]:
     record = win_tie_loss(values, plain)
     return {
-        **_spread("difference", _interval(values - plain, crossed)),
+        **_interval(values - plain, crossed).columns("difference"),
         "p": _p_value(values, plain, crossed),
         "rank_biserial": matched_rank_biserial(values, plain),
         "better": record.wins,
@@ -184,7 +184,3 @@ def _interval(values: Matrix, crossed: bool) -> Interval:
 def _drawn(values: Matrix) -> Float[np.ndarray, "drawn _"]:
     """Return what is drawn from many as rows: prompts, or the seeds of a single prompt."""
     return values if len(values) > 1 else values.T
-
-
-def _spread(name: str, interval: Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -50,6 +50,10 @@ class Interval:
         """Return it without what cannot be: with few images a rate's interval reaches beyond 0 and 1."""
         return replace(self, low=max(self.low, least), high=min(self.high, most))
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return it as a table has it: name, name_low, name_high."""
+        return {name: self.estimate, f"{name}_low": self.low, f"{name}_high": self.high}
+
     def __str__(self) -> str:
         """Return it in percent (of a rate) or points (of a difference): "5.7 [-1.6, 13.5]"."""
         return f"{100 * self.estimate:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"

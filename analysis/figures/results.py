@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from analysis.costs import relative_costs
 from analysis.figures import style
 from analysis.figures.style import NARROW, WIDTH, styled
-from analysis.scoreboard import SEED, Cells, cells
+from analysis.scoreboard import Cells, cells
 
 BASELINE = "plain"
 SURE = 0.05  # a p-value below it is called significant
@@ -54,30 +55,6 @@ def forest(board: pd.DataFrame, metric: str, caption: str = "", width: float = W
     numbers["p (Holm)"] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in rows["p_holm"]]
     style.columns_beside(axes, {"": signs[0]} if width == NARROW else numbers)
     return figure
-
-
-def relative_costs(costs: pd.DataFrame, by: str = "seconds") -> pd.DataFrame:
-    """Return how many times the baseline each method costs: the median of the ratios on the same prompt.
-
-    Args:
-        costs: a row per method and prompt_id, with a column `by`: "seconds" or "passes".
-        by: what is paid.
-
-    Returns:
-        By method, value, value_low, value_high (percentile bootstrap over prompts).
-
-    Raises:
-        ValueError: a prompt's baseline is missing, or cost nothing.
-    """
-    wide = costs.pivot(index="prompt_id", columns="method", values=by)
-    if BASELINE not in wide or not (wide[BASELINE].to_numpy() > 0).all():
-        raise ValueError(f"costs must have {by} above 0 of {BASELINE} for every prompt")
-    found = {}
-    for method in costs["method"].unique():
-        ratios = (wide[method] / wide[BASELINE]).dropna().to_numpy(np.float64)
-        drawn = np.random.default_rng(SEED).integers(0, len(ratios), (2000, len(ratios)))
-        found[method] = [np.median(ratios), *np.quantile(np.median(ratios[drawn], 1), [0.025, 0.975])]
-    return pd.DataFrame.from_dict(found, "index", columns=["value", "value_low", "value_high"])
 
 
 @styled

@@ -1,21 +1,16 @@
 """What methods cost beside the baseline, as columns of a paper's table.
 
-Conventions: a cost is a ratio to the baseline's batch of the same prompt, made one after the other on one machine; the
-    table says the median over prompts. Its interval is a bootstrap over prompts; where all prompts have one ratio, as
-    counts of passes often do, there is none.
-    Unlike `metrics.overhead`, which repeats runs in turn and compares medians, each prompt was timed once, while the
-    images of an experiment were made.
+Conventions: a cost is a median ratio as in `analysis.costs`, of an experiment's batches; where all prompts have one
+ratio, as counts of passes often do, there is no interval.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
+from analysis.costs import median_ratio
 from analysis.paper.cells import Number
-from analysis.scoreboard import SEED
-from metrics.overhead import paired_interval
 
 
 def cost_numbers(costs: pd.DataFrame, baseline: str) -> dict[str, dict[str, Number]]:
@@ -54,13 +49,11 @@ def cost_numbers(costs: pd.DataFrame, baseline: str) -> dict[str, dict[str, Numb
 
 def _ratio(ratios: pd.Series, less: float, images: int) -> Number:
     """Return the median ratio, less so much, with its interval over prompts where there are several values."""
-    each: Float[np.ndarray, " prompt"] = ratios.to_numpy(np.float64)
-    facts = {"prompts": len(each), "images": images, "interval": "prompts"}
-    value = float(np.median(each)) - less
-    if np.ptp(each) == 0:
-        return Number(value, **facts)
-    low, high = paired_interval(each, np.ones_like(each), np.random.default_rng(SEED))
-    return Number(value, low + 1 - less, high + 1 - less, **facts)
+    found = median_ratio(ratios.to_numpy(np.float64))
+    facts = {"prompts": len(ratios), "images": images, "interval": "prompts"}
+    if found.low == found.high:
+        return Number(found.estimate - less, **facts)
+    return Number(found.estimate - less, found.low - less, found.high - less, **facts)
 
 
 def costs_note(costs: pd.DataFrame, found: Sequence[str], baseline: str) -> str:

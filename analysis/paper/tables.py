@@ -8,7 +8,7 @@ Conventions:
     Daggers tell of differences to the baseline, corrected by Holm over all that the table shows. Bold needs `values`:
     the highest mean of a column and all that a paired test against it does not find worse, by Holm over the column.
     LPIPS and costs are never bold, nor are metrics of sets, for which there is no paired test.
-    What costs are: ``analysis/paper_costs.py``.
+    What costs are: ``analysis/paper/costs.py``.
 """
 
 from collections.abc import Collection, Mapping, Sequence

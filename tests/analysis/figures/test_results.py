@@ -9,11 +9,11 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from analysis.costs import relative_costs
 from analysis.figures.results import (
     forest,
     outcome_bars,
     pareto,
-    relative_costs,
     seed_strips,
     sweep,
     threshold_curves,
