@@ -94,7 +94,7 @@ def applied(
     method: Method,
     prompt: str | Sequence[str],
     targets: Wanted | Sequence[Wanted],
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | int = (0,),
     record: Record | None = None,
     given: Given | Sequence[Given] = (),
 ) -> Iterator[Run]:
@@ -106,7 +106,7 @@ def applied(
         prompt: the prompt, or several, that the pipeline will be called with.
         targets: words of the prompt, see `tracer.words`, or "auto" for its nouns (`regulate.nouns`); one list, or
             "auto", per prompt if there are several.
-        seeds: one per image, images of one prompt together (``num_images_per_prompt``).
+        seeds: one per image, images of one prompt together (``num_images_per_prompt``); a number for one image.
         record: is shown every text attention of every cross-attention site, see `tracer.attention.attending`.
         given: what else is known of the prompt, or of each: its groups, its layout, its concepts.
 
@@ -123,6 +123,7 @@ def applied(
     wanted: list[Wanted] = [targets] if isinstance(prompt, str) else list(targets)  # pyright: ignore
     wanted = [AUTO] * len(prompts) if targets == AUTO else wanted
     each = [given] if isinstance(given, Given) else list(given)
+    seeds = (seeds,) if isinstance(seeds, int) else seeds
     subjects = subjects_of(pipe, prompts, wanted, seeds, each)
     standings = standings_of(method, subjects)
     with following(pipe) as passes, ExitStack() as stack:

@@ -83,7 +83,10 @@ def _plain(error: duckdb.Error, path: Path) -> Exception | None:
     if "Conflicting lock" in text or "file handle conflict" in text or "already attached" in text:
         holder = re.search(r"PID (\d+)", text)
         who = f"by process {holder[1]}" if holder else "in this process"
-        return TraceBusy(f"{path} is open already, {who}; a trace has one writer, and no reader beside it")
+        return TraceBusy(
+            f"{path} is open already, {who}; a trace has one writer, and no reader beside it: close it first, or leave "
+            "its `with` block"
+        )
     if "Permission denied" in text or "Read-only file system" in text:
         return PermissionError(f"{path} may not be opened so: {text.splitlines()[0]}")
     return _full(error, path)

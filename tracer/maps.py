@@ -43,7 +43,7 @@ def read_maps(
     """Return the maps; arguments and errors are those of `Store.maps`."""
     run_id, sample = _image(cursor, image)
     tokens = _tokens(cursor, run_id, sample, chosen.branch, word)
-    layers, heads, size = _layers(cursor, run_id, chosen)
+    layers, heads, size = _layers(cursor, run_id, sample, chosen)
     calls = _calls(cursor, run_id, sample, chosen)
     asked = f"run {run_id}, sample {sample}, {word!r}, {chosen.phase}, {chosen.branch}"
     if not calls:
@@ -124,13 +124,24 @@ def _places(texts: dict[int, str], phrase: str) -> list[list[int]]:
     return [run for run in runs if parts and [texts.get(index) for index in run] == parts]
 
 
-def _layers(cursor: duckdb.DuckDBPyConnection, run_id: int, chosen: Chosen) -> tuple[list[int], int, tuple[int, int]]:
+def _edited(cursor: duckdb.DuckDBPyConnection, run_id: int, sample: int) -> set[int]:
+    """Return the layers that an edit acted on, at some step."""
+    query = "SELECT DISTINCT unnest(edited) FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample'"
+    return {layer for (layer,) in _rows(cursor, query, [run_id, sample])}
+
+
+def _layers(
+    cursor: duckdb.DuckDBPyConnection, run_id: int, sample: int, chosen: Chosen
+) -> tuple[list[int], int, tuple[int, int]]:
     """Return the layers' numbers, and how many heads and which size their maps have."""
     rows = _rows(
         cursor,
         "SELECT layer, path, map_heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer",
         [run_id],
     )
+    if chosen.phase == "edited":
+        edited = _edited(cursor, run_id, sample)
+        rows = [row for row in rows if row[0] in edited]
     wanted = chosen.layers
     names = None if wanted is None else [wanted] if isinstance(wanted, int | str) else list(wanted)
     picked = [
@@ -140,8 +151,9 @@ def _layers(cursor: duckdb.DuckDBPyConnection, run_id: int, chosen: Chosen) -> t
         and chosen.size in (None, row[3])
     ]
     if not picked:
-        have = ", ".join(f"{path} ({h}x{w})" for _, path, _, h, w in rows)
-        raise LookupError(f"no recorded layer fits layers={wanted}, size={chosen.size}; run {run_id} has {have}")
+        have = ", ".join(f"{path} ({h}x{w})" for _, path, _, h, w in rows) or "none"
+        which = "edited" if chosen.phase == "edited" else "recorded"
+        raise LookupError(f"no {which} layer fits layers={wanted}, size={chosen.size}; run {run_id} has {have}")
     if len({row[2:] for row in picked}) > 1:
         have = ", ".join(f"{path} ({heads} heads of {h}x{w})" for _, path, heads, h, w in picked)
         raise ValueError(f"layers must have maps of one size and as many heads, choose by layers= or size=; got {have}")

@@ -9,6 +9,7 @@ its call returns. Calls of one specification (model, scheduler, steps, guidance,
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -26,7 +27,7 @@ from tracer.calls import Call, calls_of
 from tracer.capture import Capture
 from tracer.models import model_name
 from tracer.passes import Passes, following
-from tracer.pictures import digest
+from tracer.pictures import digest, write_image
 from tracer.record import Recorder, Texts
 from tracer.rows import RunRow, SampleRow
 from tracer.sites import attention_sites, denoiser, is_joint
@@ -45,7 +46,7 @@ def recording(
     capture: Capture | None = None,
     targets: Sequence[str | Span] = (),
     prompt: str | Sequence[str] | None = None,
-    save: Save | None = None,
+    save: Save | str | Path | None = None,
 ) -> Iterator["Recording"]:
     """Record every text attention of every call of the pipeline inside the block.
 
@@ -55,17 +56,20 @@ def recording(
         capture: what is kept; by default every layer, head and step, and every word.
         targets: words that the images must show, of every prompt.
         prompt: the text behind ``prompt_embeds``, where a call is given these.
-        save: writes a finished image somewhere and returns the path, which the trace notes.
+        save: where finished images go, which the trace notes: a folder, for ``<run>-<image of the run>.png``, or a
+            function that writes one and returns its path, from the trace's own folder.
 
     Raises:
-        ValueError: before anything is hooked or written, if the model's attention cannot be tapped or no layer fits;
-            inside the block, if a target is not in the prompt or the text cannot be told.
+        ValueError: before anything is hooked or written, if the model's attention cannot be tapped, no layer fits, or
+            targets are one text; inside the block, if a target is not in the prompt or the text cannot be told.
         TraceBusy: the file is open for writing already.
         OSError: before a run begins, if there is hardly any room left on the disk; PermissionError if the folder or the
             file is read-only.
         TraceNotWritten: the trace could not be written, on a full disk for example; inside the block or at its end.
             Each image whose call returned is in the file, whole.
     """
+    if isinstance(targets, str):
+        raise ValueError(f"targets must be a list of words, got {targets!r}")
     chosen = Capture() if capture is None else capture
     model = denoiser(pipe)
     sites = chosen.sites(attention_sites(model))
@@ -96,7 +100,7 @@ class Recording:
         passes: Passes,
         targets: tuple[str | Span, ...],
         prompt: str | Sequence[str] | None,
-        save: Save | None,
+        save: Save | str | Path | None,
     ):
         self.store, self.run_id = store, None
         self._pipe, self._passes, self._targets, self._save = pipe, passes, targets, save
@@ -149,12 +153,18 @@ class Recording:
         self._call = None
         if not self._samples:
             return  # the network was not called at all
-        paths = [
-            self._save(sample, image) if self._save is not None and isinstance(image, Image.Image) else ""
-            for sample, image in zip(self._samples, images, strict=True)
-        ]
+        paths = [self._saved(sample, image) for sample, image in zip(self._samples, images, strict=True)]
         self._recorder.images([(digest(image), path) for image, path in zip(images, paths, strict=True)])
         self._recorder.wait()
+
+    def _saved(self, sample: SampleRow, image: Any) -> str:
+        """Write an image where it was asked for, and return its path as the trace notes it; "" for none."""
+        if self._save is None or not isinstance(image, Image.Image):
+            return ""
+        if callable(self._save):
+            return self._save(sample, image)
+        path = write_image(image, Path(self._save) / f"{self.run_id}-{sample.sample}.png")
+        return Path(os.path.relpath(path, self.store.path.parent)).as_posix()
 
     def failed(self, call: Call) -> None:
         """Hear that the pipeline raised (`tracer.calls`)."""

@@ -148,7 +148,7 @@ class Store:
             steps: sampling steps; None for all that were recorded.
             layers: numbers, or paths and patterns of them; None for all.
             size: height of the maps, to choose the layers by.
-            phase: as the model computed them, or as an edit left them.
+            phase: as the model computed them, or as an edit left them, of the layers and steps that it acted on.
             branch: conditional or unconditional half.
 
         Raises:

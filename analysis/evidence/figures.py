@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.prediction import Prediction
 from analysis.evidence.questions import ALL_LAYERS, OTHER_SEEDS
-from analysis.figures.style import INK, NEGLECTED, TARGET_COLOURS, WIDTH, styled
+from analysis.figures.style import INK, NEGLECTED, TARGET_COLOURS, WIDTH, CellFigure, styled
 
 GREY = "#56606b"
 AUC_SCALE = Normalize(0, 1)
@@ -60,7 +60,7 @@ def prediction_panels(table: pd.DataFrame, prediction: Prediction, bins: pd.Data
         ValueError: the table is empty.
     """
     layers = _layers(table)
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 2.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
     grid = table.pivot(index="layer", columns="step", values="auc").loc[layers]
     _matrix(left, grid.to_numpy(float), [short_layer(layer) for layer in layers])
@@ -126,7 +126,7 @@ def head_matrix(table: pd.DataFrame, caption: str) -> Figure:
     marks = table.assign(mark=np.where(table["p_holm"] < 0.05, "**", np.where(table["p_bh"] < 0.05, "*", "")))
     marks = marks.pivot(index="layer", columns="head", values="mark").loc[layers]
     heads = grid.shape[1]
-    figure = Figure(figsize=(WIDTH, 0.24 * len(layers) + 0.8), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 0.24 * len(layers) + 0.8), layout="constrained")
     axes = figure.subplots()
     _matrix(axes, grid.to_numpy(float), [short_layer(layer) for layer in layers])
     for row in range(len(layers)):
@@ -156,7 +156,7 @@ def method_change(table: pd.DataFrame, caption: str, layer: str = ALL_LAYERS) ->
         ValueError: the layer is not in the table.
     """
     table = table.loc[table["layer"] == layer]
-    figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 2.5), layout="constrained")
     pair = figure.subplots(1, 2)
     colours = dict(zip([m for m in table["method"].unique() if m != OTHER_SEEDS], TARGET_COLOURS * 8, strict=False))
     texts = {"ratio": ("largest / smallest share,\ntimes plain's", 1.0),
@@ -211,7 +211,7 @@ def dose_response(means: pd.DataFrame, trend: pd.DataFrame, caption: str) -> Fig
     Raises:
         ValueError: a table is empty.
     """
-    figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 2.4), layout="constrained")
     labels = {"dominance": "share of the most\ndominant target", "found": "all targets found"}
     for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
         part = means[means["measure"] == measure]
@@ -243,7 +243,7 @@ def _panels(layers: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
         raise ValueError("the table must have rows of at least one layer, got none")
     columns = min(4, len(layers))
     rows = -(-len(layers) // columns)
-    figure = Figure(figsize=(WIDTH, 1.45 * rows + 0.6), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 1.45 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes in grid[len(layers) :]:
         axes.set_visible(False)

@@ -60,6 +60,7 @@ class Traced:
         heads: numbers of those whose maps were kept; empty where only their mean was, or none.
         steps: at which something was recorded.
         edited: steps at which a method replaced some probabilities.
+        edited_layers: numbers of the layers in which it did.
         has_maps: whether maps were kept, not statistics alone.
     """
 
@@ -72,6 +73,7 @@ class Traced:
     heads: tuple[int, ...]
     steps: tuple[int, ...]
     edited: tuple[int, ...]
+    edited_layers: tuple[int, ...]
     has_maps: bool
 
     @property
@@ -79,6 +81,10 @@ class Traced:
         """The choices of layers: all of a size, then each by itself."""
         sizes = {layer.size: tuple(one for one in self.layers if one.size == layer.size) for layer in self.layers}
         return sizes | {layer.path: (layer,) for layer in self.layers}
+
+    def acted_on(self, layers: str) -> bool:
+        """Whether a method replaced probabilities in some of these layers."""
+        return any(layer.number in self.edited_layers for layer in self.groups.get(layers, ()))
 
     def word(self, name: str) -> Word:
         """Return a word by its name.
@@ -111,8 +117,9 @@ def listed(store: Store, images: Sequence[int] | None = None) -> pd.DataFrame:
 
 
 def title_of(row: pd.Series) -> str:
-    """Return an image's name: method, seed and prompt of a row of `listed`."""
-    return f"{row['method'] or 'plain'}, seed {row['seed']}: {row['prompt']}"
+    """Return an image's name: method, seed, where it is known, and prompt of a row of `listed`."""
+    seed = "" if row["seed"] is pd.NA or row["seed"] is None else f", seed {row['seed']}"
+    return f"{row['method'] or 'plain'}{seed}: {row['prompt']}"
 
 
 def facts_of(store: Store, row: pd.Series) -> Traced:
@@ -135,7 +142,7 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
         raise ValueError(f"a trace must have recorded words to be explored, image {row['image']} has none")
     layers = store.sql("SELECT layer, path, heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer", key[:1])
     calls = store.sql(
-        "SELECT step, len(edited) > 0 AS edited FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample' "
+        "SELECT step, edited FROM calls WHERE run_id = ? AND sample = ? AND kind = 'sample' "
         "AND list_contains(halves, 'cond'::branch) ORDER BY step",
         key,
     )
@@ -148,7 +155,8 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
         title_of(row),
         _words(words), found, _heads(capture, found),
         tuple(int(step) for step in calls["step"].unique()),
-        tuple(int(step) for step in calls.loc[calls["edited"], "step"].unique()),
+        tuple(int(step) for step in calls.loc[calls["edited"].map(len) > 0, "step"].unique()),
+        tuple(sorted({int(layer) for layers in calls["edited"] for layer in layers})),
         capture["precision"] != "none",
     )  # fmt: skip
 

@@ -58,6 +58,8 @@ def word_map(store: Store, traced: Traced, word: Word, choice: Choice) -> Float3
         raise LookupError("this trace keeps statistics only, no maps")
     if choice.head != MEAN and choice.head not in traced.heads:
         raise LookupError(f"no maps of head {choice.head} are kept")
+    if choice.phase == "edited" and not traced.acted_on(choice.layers):
+        raise LookupError(f"nothing was edited in layers {choice.layers}")
     if choice.phase == "edited" and choice.step not in traced.edited:
         raise LookupError(f"nothing was edited at step {choice.step}")
     numbers = [layer.number for layer in traced.groups[choice.layers]]

@@ -15,7 +15,7 @@ from PIL import Image
 from analysis.explorer.slices import MEAN, Choice
 from analysis.explorer.view import Pane, View
 from analysis.figures.attention import GLOW
-from analysis.figures.style import GREY, NEGLECTED, WIDTH, show, styled, wrapped
+from analysis.figures.style import GREY, NEGLECTED, WIDTH, CellFigure, show, styled, wrapped
 
 
 @styled
@@ -28,7 +28,7 @@ def still(view: View, name: str, choice: Choice, pictures: Mapping[int, bytes]) 
         choice: of layers, head, step and phase, for the caption.
         pictures: as PNG, by the images' numbers; empty where there is none.
     """
-    figure = Figure(figsize=(WIDTH, 2.1 * len(view.panes) + 0.4), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 2.1 * len(view.panes) + 0.4), layout="constrained")
     grid = figure.subplots(len(view.panes), 2, squeeze=False, width_ratios=[1, 2.6])
     scale = Normalize(0, view.map_top)
     for row, pane in zip(grid, view.panes, strict=True):

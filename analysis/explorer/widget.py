@@ -62,7 +62,7 @@ class Explorer(anywidget.AnyWidget):
         self._sent: dict[int, bytes] = {}
         super().__init__()
         first = self._traced(int(images["image"].iloc[0]))
-        self._show(_start(first))
+        self._show(_start(first, first))
         self.observe(self._asked, "selection")
 
     def select(self, **choice: Any) -> None:
@@ -76,12 +76,14 @@ class Explorer(anywidget.AnyWidget):
         """
         if unknown := set(choice) - set(NAMES):
             raise ValueError(f"a choice must name some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
-        self._show(self._checked(self.selection | choice))
+        self._check_images(self.selection | choice)
+        self._show(self._checked(self._mended(self.selection | choice, set(choice)) | choice))
 
     def _asked(self, change: dict[str, Any]) -> None:
         """Answer the page. What it asks for was offered to it, but the image may have changed meanwhile."""
-        if change["new"] != self.view.get("selection"):
-            self._show(self._mended(change["new"]))
+        old, new = self.view.get("selection", {}), change["new"]
+        if new != old:
+            self._show(self._mended(new, {name for name in NAMES if new[name] != old.get(name)}))
 
     def _show(self, selection: dict[str, Any]) -> None:
         panes = [self._traced(selection["image"])]
@@ -116,31 +118,41 @@ class Explorer(anywidget.AnyWidget):
             "phases": ["original", *(["edited"] if any(pane.edited for pane in panes) else [])],
         }
 
-    def _checked(self, selection: dict[str, Any]) -> dict[str, Any]:
-        """Return a choice that is one, or say what there is."""
+    def _panes(self, selection: dict[str, Any]) -> list[Traced]:
+        return [self._traced(selection[name]) for name in ("image", "other") if selection[name] is not None]
+
+    def _check_images(self, selection: dict[str, Any]) -> None:
         for name in ("image", "other"):
             if selection[name] not in self._listed.index and (name == "image" or selection[name] is not None):
                 raise ValueError(f"{name} must be one of {list(self._listed.index)}, got {selection[name]!r}")
-        panes = [self._traced(selection[name]) for name in ("image", "other") if selection[name] is not None]
+
+    def _checked(self, selection: dict[str, Any]) -> dict[str, Any]:
+        """Return a choice that is one, or say what there is."""
+        self._check_images(selection)
+        panes = self._panes(selection)
         offered = self._offered(panes)
-        selection = selection | {"word": panes[0].word(selection["word"]).name}
-        kinds = {"layers": "layers", "step": "steps", "phase": "phases"}
-        for name, kind in kinds.items():
-            if selection[name] not in offered[kind]:
-                raise ValueError(f"{name} must be one of {offered[kind]}, got {selection[name]!r}")
-        if selection["head"] not in (heads := [MEAN, *range(max(layer.heads for layer in panes[0].layers))]):
+        selection = selection | {"word": panes[0].word(str(selection["word"])).name}
+        for name, found in (("layers", "layers"), ("step", "steps"), ("phase", "phases")):
+            if selection[name] not in offered[found]:
+                raise ValueError(f"{name} must be one of {offered[found]}, got {selection[name]!r}")
+        if selection["head"] not in (heads := _heads(panes[0])):
             raise ValueError(f"head must be one of {heads} ({MEAN}: the mean), got {selection['head']!r}")
         return selection
 
-    def _mended(self, selection: dict[str, Any]) -> dict[str, Any]:
-        """Return a choice in which what its images do not have is what one starts with."""
-        usual = _start(self._traced(selection["image"])) | {"image": selection["image"], "other": selection["other"]}
-        for name in ("word", "layers", "head", "step", "phase"):
-            try:
-                usual = self._checked(usual | {name: selection[name]})
-            except ValueError:
-                continue
-        return usual
+    def _mended(self, selection: dict[str, Any], named: set[str]) -> dict[str, Any]:
+        """Return a choice in which what its images do not have is what one starts with, but for what was named."""
+        panes = self._panes(selection)
+        offered, usual = self._offered(panes), _start(panes[0], panes[-1])
+        lists = {"layers": offered["layers"], "step": offered["steps"], "phase": offered["phases"]}
+        lists |= {"word": [word for word, _ in offered["words"]], "head": _heads(panes[0])}
+        found = selection | {name: usual[name] for name, known in lists.items() if selection[name] not in known}
+        if found["phase"] == "edited":
+            acting = next(pane for pane in reversed(panes) if pane.edited)
+            if "layers" not in named and not acting.acted_on(found["layers"]):
+                found["layers"] = next(layer.size for layer in acting.layers if layer.number in acting.edited_layers)
+            if "step" not in named:
+                found["step"] = min(acting.edited, key=lambda step: abs(step - found["step"]))
+        return found
 
     def _png(self, image: int) -> bytes:
         """Return the image as it is sent, no larger than is needed; nothing where there is none."""
@@ -170,12 +182,13 @@ class Explorer(anywidget.AnyWidget):
 
 def explore(
     store: Store | str | Path,
-    images: Sequence[int] | None = None,
+    images: Sequence[int] | int | None = None,
     pictures: Mapping[int, Shown] | Sequence[Shown] | None = None,
 ) -> Explorer:
     """Return a widget that shows the attention in a trace: maps over images, words over steps, heads by layers.
 
     Works in JupyterLab 4 and Notebook 7; elsewhere its cell shows a figure. Reads what it shows, never the whole file.
+    ``explore(...).select(word="lion", other=1)`` chooses by code, ``.choices`` says from what, ``.figure()`` keeps it.
 
     Args:
         store: an open store, or the path of a trace, which is then opened for each answer and not held.
@@ -187,12 +200,18 @@ def explore(
         FileNotFoundError: there is no such trace.
         ValueError: no finished image is there, or not one that is asked for; or there are too few pictures.
     """
+    if not isinstance(store, Store | str | Path):
+        raise ValueError(f"store must be a Store or a path, got {type(store).__name__}; `attnreg import` joins traces")
     source = store if isinstance(store, Store) else Path(store)
     with _opened(source) as opened:
-        found = listed(opened, images)
+        found = listed(opened, [images] if isinstance(images, int) else images)
     if pictures is not None and not isinstance(pictures, Mapping):
-        if len(pictures) != len(found):
-            raise ValueError(f"pictures must be one for each of the {len(found)} images, got {len(pictures)}")
+        if isinstance(pictures, str | Path | Image.Image) or len(pictures) != len(found):
+            count = len(pictures) if isinstance(pictures, Sequence) and not isinstance(pictures, str) else "one alone"
+            raise ValueError(
+                f"pictures must be one for each of the images {found['image'].tolist()} (a recording adds to a trace "
+                f"that is there), got {count}; say which they are of, as {{number: picture}}, or by images="
+            )
         pictures = dict(zip(found["image"].tolist(), pictures, strict=True))
     return Explorer(source, found, pictures or {})
 
@@ -215,15 +234,19 @@ def _file(folder: Path, name: object) -> Path | None:
     return path if path.is_file() else None
 
 
-def _start(traced: Traced) -> dict[str, Any]:
-    """Return what is shown first: a target at the middle step, the maps nearest to 16 pixels a side."""
-    word = next((word for word in traced.words if word.is_target), traced.words[0])
+def _heads(traced: Traced) -> list[int]:
+    return [MEAN, *range(max(layer.heads for layer in traced.layers))]
+
+
+def _start(traced: Traced, other: Traced) -> dict[str, Any]:
+    """Return what is shown first: a target, or else the last word, at the middle step, in maps of about 16 pixels."""
+    word = next((word for word in traced.words if word.is_target), traced.words[-1])
     sizes = [layer.size for layer in traced.layers]
     layers = min(sizes, key=lambda size: abs(int(size.split("x")[0]) - 16))
-    step = traced.steps[len(traced.steps) // 2]
+    steps = [step for step in traced.steps if step in other.steps] or list(traced.steps)
     return {
-        "image": traced.image, "other": None, "word": word.name, "layers": layers, "head": MEAN, "step": step,
-        "phase": "original",
+        "image": traced.image, "other": None, "word": word.name, "layers": layers, "head": MEAN,
+        "step": steps[len(steps) // 2], "phase": "original",
     }  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from analysis.figures.style import (
     OUTCOME_COLOURS,
     TARGET_COLOURS,
     WIDTH,
+    CellFigure,
     Picture,
     add_boxes,
     add_frame,
@@ -66,7 +67,7 @@ def dominance_violins(
     """
     check_drawable(pictures, values)
     steps = sorted(values["step"].unique())
-    figure = Figure(figsize=(WIDTH, 1.85 * len(pictures) + 0.55), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 1.85 * len(pictures) + 0.55), layout="constrained")
     grid = figure.subplots(len(pictures), 1 + len(steps), squeeze=False, width_ratios=[0.62] + [1] * len(steps))
     for row, (sample, picture) in zip(grid, pictures.items(), strict=True):
         show(row[0], picture)
@@ -127,7 +128,7 @@ def attention_overlays(maps: pd.DataFrame, pictures: Mapping[str, Picture], capt
     check_drawable(pictures, maps, "method")
     steps, keys = sorted(maps["step"].unique()), _rows_of(maps, pictures)
     scale = Normalize(0, max(np.max(m) for m in maps["map"]))
-    figure = Figure(figsize=(WIDTH, 0.98 * len(keys) + 0.5), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 0.98 * len(keys) + 0.5), layout="constrained")
     grid = figure.subplots(len(keys), 1 + len(steps), squeeze=False)
     for place, (row, (method, phase, (index, word))) in enumerate(zip(grid, keys, strict=True)):
         chosen = (maps["method"] == method) & (maps["phase"] == phase) & (maps["word_idx"] == index)
@@ -196,7 +197,7 @@ def comparison_grid(
     blocks = -(-len(seeds) // columns)
     colours = dict(zip(detections["target"].unique(), TARGET_COLOURS * len(detections), strict=False))
     height = WIDTH / columns + 0.12 * len(colours)
-    figure = Figure(figsize=(WIDTH, blocks * (len(methods) * height + 0.42) + 0.25), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, blocks * (len(methods) * height + 0.42) + 0.25), layout="constrained")
     for block, part in enumerate(np.atleast_1d(figure.subfigures(blocks, 1))):
         grid = part.subplots(len(methods), columns, squeeze=False)
         for axes in grid.flat:

@@ -17,6 +17,7 @@ from analysis.figures.style import (
     NEGLECTED,
     TARGET_COLOURS,
     WIDTH,
+    CellFigure,
     Picture,
     add_boxes,
     add_frame,
@@ -128,7 +129,7 @@ def maps_over_steps(
 def _sheet(height: float, caption: str) -> Figure:
     """Return a page on which everything is put by hand, with its caption below so many inches."""
     lines = wrapped(caption, WIDTH).count("\n") + bool(caption)
-    figure = Figure(figsize=(WIDTH, height + 0.13 * lines + 0.05 * bool(caption)))
+    figure = CellFigure(figsize=(WIDTH, height + 0.13 * lines + 0.05 * bool(caption)))
     _write(figure, 0.0, height + 0.05, wrapped(caption, WIDTH), fontsize=7, color="0.35")
     return figure
 

@@ -5,6 +5,7 @@ colour-blind readers can tell apart, and never carry a meaning alone: a method h
 Text is shown as it is written: a "$" in a prompt begins no formula.
 """
 
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -101,6 +102,15 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
     return found
 
 
+class CellFigure(Figure):
+    """A figure that a notebook's cell shows as it is, without ``%matplotlib inline``."""
+
+    def _repr_png_(self) -> bytes:
+        written = io.BytesIO()
+        self.savefig(written, format="png", dpi=110)
+        return written.getvalue()
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in our style without changing anyone's settings."""
 
@@ -122,7 +132,7 @@ def panel(height: float, width: float, caption: str) -> tuple[Figure, Axes]:
         raise ValueError(f"width must be {WIDTH} (a page) or {NARROW} (a column), got {width}")
     lines = wrapped(caption, width)
     more = 0.13 * (lines.count("\n") + bool(lines)) + 0.35 * (width == NARROW)  # a narrow one's labels have two lines
-    figure = Figure(figsize=(width, height + more), layout="constrained")
+    figure = CellFigure(figsize=(width, height + more), layout="constrained")
     if lines:
         figure.supxlabel(lines, fontsize=7, color="0.35")
     return figure, figure.add_subplot()

@@ -91,6 +91,11 @@ def test_a_second_call_in_the_same_block_starts_anew(tiny_pipe):
     assert made[0] == made[1]
 
 
+def test_a_number_is_the_seed_of_one_image(tiny_pipe):
+    with applied(tiny_pipe, AttentionRegulation(), PROMPT, TARGETS, seeds=3) as run:
+        assert [one.initial_seed() for one in run.generators] == [3]
+
+
 def test_another_prompt_than_the_one_given_is_refused(tiny_pipe):
     with (
         pytest.raises(ValueError, match="called with another prompt than"),

@@ -1,8 +1,11 @@
 """One line that traces any pipeline: what becomes a run, what is refused, and that nothing stays behind."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from regulate import AttentionRegulation, applied
 from tracer.capture import Capture
@@ -212,6 +215,29 @@ def test_finished_images_are_written_where_the_user_wants(tiny_pipe, store, tmp_
     assert store.sql("SELECT file FROM images ORDER BY image")["file"].tolist() == [
         str(tmp_path / f"{i}.png") for i in range(2)
     ]
+
+
+def test_a_folder_takes_the_images_of_every_call_and_the_trace_finds_them(tiny_pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("traces").mkdir()
+    made = []
+    for _ in range(2):
+        with recording(tiny_pipe, "traces/run.duckdb", save="images"):
+            made += tiny_pipe(PROMPT, num_inference_steps=1, num_images_per_prompt=2).images
+    with Store.open("traces/run.duckdb") as store:
+        files = store.sql("SELECT file FROM images ORDER BY image")["file"].tolist()
+    assert files == [f"../images/{run}-{sample}.png" for run in (1, 2) for sample in (0, 1)]
+    for file, image in zip(files, made, strict=True):
+        assert digest(Image.open(Path("traces") / file)) == digest(image)
+
+
+def test_one_text_is_no_list_of_targets(tiny_pipe, tmp_path):
+    with (
+        pytest.raises(ValueError, match="targets must be a list of words, got 'lion'"),
+        recording(tiny_pipe, tmp_path / "run.duckdb", targets="lion"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_written_or_hooked_when_no_layer_fits(tiny_pipe, tmp_path):

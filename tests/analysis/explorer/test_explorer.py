@@ -110,10 +110,41 @@ def test_what_the_page_asks_for_is_answered_and_what_an_image_lacks_is_mended(ex
 
 
 def test_a_step_that_no_edit_acted_on_says_so(explorer):
-    explorer.select(image=4, layers=FIRST, step=3)
-    explorer.select(phase="edited")
+    explorer.select(image=4, layers=FIRST, phase="edited", step=3)
     (pane,) = explorer.view["panes"]
     assert (pane["note"], pane["map"]) == ("nothing was edited at step 3", b"")
+
+
+def test_what_was_not_named_gives_way_to_what_was(traced, explorer):
+    explorer.select(image=4, layers="16x16", step=3)
+    explorer.select(phase="edited")  # of 8x8 maps, and not at step 3
+    shown = explorer.selection
+    assert (shown["layers"], shown["phase"]) == ("8x8", "edited")
+    assert shown["step"] == max(image_of(traced, 4).edited)
+    assert explorer.view["panes"][0]["map"]
+    explorer.select(image=0)
+    assert (explorer.selection["image"], explorer.selection["phase"]) == (0, "original")
+    explorer.select(image=4, phase="edited", layers="16x16")
+    assert explorer.view["panes"][0]["note"] == "nothing was edited in layers 16x16"
+
+
+def test_maps_of_an_edit_are_those_of_the_layers_that_it_acted_on(traced):
+    with_size = traced.store.maps(4, word="cat", size=8, phase="edited")
+    edited = [layer.path for layer in image_of(traced, 4).layers if layer.number in image_of(traced, 4).edited_layers]
+    np.testing.assert_array_equal(with_size, traced.store.maps(4, word="cat", layers=edited, phase="edited"))
+    assert with_size.shape[1] == len(edited) < sum(layer.size == "8x8" for layer in image_of(traced, 4).layers)
+    with pytest.raises(
+        LookupError, match=r"no edited layer fits layers=None, size=16; run 2 has down_blocks.1.* \(8x8\)"
+    ):
+        traced.store.maps(4, word="cat", size=16, phase="edited")
+    with pytest.raises(LookupError, match=r"no edited layer fits .* run 1 has none"):
+        traced.store.maps(0, word="cat", phase="edited")
+
+
+def test_a_figure_shows_itself_in_a_cell(explorer):
+    width, height = Image.open(io.BytesIO(explorer.figure()._repr_png_())).size
+    assert width > 600
+    assert height > 200
 
 
 def test_it_reads_what_it_shows_and_never_the_whole_file(traced, explorer, monkeypatch):
@@ -150,8 +181,11 @@ def test_repeated_words_have_the_names_that_the_store_takes():
 
 
 def test_pictures_must_be_one_for_each_image(traced, pictures):
-    with pytest.raises(ValueError, match="pictures must be one for each of the 6 images, got 2"):
+    with pytest.raises(ValueError, match=r"one for each of the images \[0, 1, 2, 3, 4, 5\] .*, got 2; say which"):
         explore(traced.store, pictures=pictures[:2])
+    with pytest.raises(ValueError, match=r"one for each .*, got one alone"):
+        explore(traced.store, pictures="plain.png")
+    assert explore(traced.store, images=2, pictures=pictures[2:3]).selection["image"] == 2
     with pytest.raises(ValueError, match=r"images must be numbers of finished images .* got \[9\]"):
         explore(traced.store, images=[0, 9])
 
@@ -163,5 +197,6 @@ def test_a_trace_given_by_its_path_is_not_held_open(tiny_pipe, tmp_path):
             tiny_pipe("a cat", num_inference_steps=1)
         explorer = explore(path)
         explorer.select(word="cat")
+    assert explorer.view["panes"][0]["title"] == "plain: a cat"  # no generator, so no seed is known
     assert len(explorer.choices["images"]) == 2
     assert explorer.pictures == {"0": b""}
