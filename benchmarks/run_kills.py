@@ -33,8 +33,8 @@ from tracer.sites import denoiser
 
 NAMES = ("regulation", "attend-and-excite-fixed", "syngen-fixed")
 PART = Part(
-    "templates", "A&E-style (6)", TEMPLATES, {name: METHODS[name] for name in NAMES}, (0, 1, 2, 3), spread=6, steps=10,
-    traced={"regulation": Capture(precision="none", tokens="targets")},
+    "templates", "A&E-style (12)", TEMPLATES, {name: METHODS[name] for name in NAMES}, (0, 1, 2, 3), spread=12,
+    steps=10, traced={"regulation": Capture(precision="none", tokens="targets")},
 )  # fmt: skip
 EXPERIMENT = Experiment("kills", "Does it go on?", (PART,), ("method-table", "forest", "outcomes"))
 TIMED = ("overhead",)  # metrics that are seconds
@@ -153,7 +153,7 @@ def main() -> int:
         for _ in range(options.kills):
             with started(out, options.workers) as process:
                 try:
-                    process.wait(chance.uniform(0.1, 0.6 * seconds))
+                    process.wait(chance.uniform(0.1, 0.2 * seconds))
                 except subprocess.TimeoutExpired:
                     kills += 1
         whole(out, options.workers)

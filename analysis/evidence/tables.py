@@ -55,9 +55,8 @@ WITH chosen AS (SELECT DISTINCT run_id, sample, word_idx FROM ({TARGET_WORDS})),
 first_calls AS (
     SELECT run_id, sample, step, min(call) AS call FROM calls WHERE kind = 'sample' GROUP BY run_id, sample, step
 )
-SELECT s.run_id, s.sample, c.step, l.path AS layer, s.layer AS number, s.head, s.word_idx, s.p90 AS m
+SELECT s.run_id, s.sample, c.step, s.layer, s.head, s.word_idx, s.p90 AS m
 FROM head_stats s JOIN chosen USING (run_id, sample, word_idx) JOIN first_calls c USING (run_id, sample, call)
-JOIN layers l USING (run_id, layer)
 WHERE s.branch = 'cond' AND s.phase = 'original' AND s.word_idx IS NOT NULL"""
 
 
@@ -150,7 +149,8 @@ def target_shares(store: Store, protocol: str, runs: Sequence[int] | None = None
     words = _placed(store.sql(f"{TARGET_WORDS} ORDER BY run_id, sample, word_idx", asked), images)
     words["slot"] = words.groupby("image").cumcount()
     words = words.drop(columns=["run_id", "sample"])
-    return _filled(images, words, _placed(store.sql(HEADS, asked), images))
+    paths = store.sql("SELECT run_id, layer, path FROM layers")  # not in each of a million rows
+    return _filled(images, words, _placed(store.sql(HEADS, asked), images), paths)
 
 
 def _placed(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
@@ -162,17 +162,24 @@ def _placed(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
     return rows[known].assign(image=order[place[known]]).reset_index(drop=True)
 
 
-def _key(rows: pd.DataFrame) -> np.ndarray:
-    return rows["run_id"].to_numpy(np.int64) * 65_536 + rows["sample"].to_numpy(np.int64)
+def _key(rows: pd.DataFrame, second: str = "sample") -> np.ndarray:
+    return rows["run_id"].to_numpy(np.int64) * 65_536 + rows[second].to_numpy(np.int64)
 
 
-def _filled(images: pd.DataFrame, words: pd.DataFrame, rows: pd.DataFrame) -> TargetShares:
+def _layers(rows: pd.DataFrame, paths: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the paths of the rows' layers in order of execution, and the place of each row's."""
+    keys, places = np.unique(_key(rows, "layer"), return_inverse=True)
+    named = pd.Series(paths["path"].to_numpy(object), _key(paths, "layer")).loc[keys]
+    order = pd.Series(keys % 65_536, named.to_numpy(object)).groupby(level=0).min().sort_values(kind="stable")
+    return tuple(order.index), order.index.get_indexer(named.to_numpy(object))[places]
+
+
+def _filled(images: pd.DataFrame, words: pd.DataFrame, rows: pd.DataFrame, paths: pd.DataFrame) -> TargetShares:
     """Put every row into its place, and see that none is missing."""
     if rows.empty:
         raise LookupError("the images have no statistics of their targets")
-    layers = tuple(rows.groupby("layer")["number"].min().sort_values(kind="stable").index)
+    layers, layer = _layers(rows, paths)
     steps = np.unique(rows["step"])
-    layer = pd.Index(layers).get_indexer(rows["layer"])
     slots = np.full((len(images), int(words["word_idx"].max()) + 1), -1)
     slots[words["image"], words["word_idx"]] = words["slot"]
     slot = slots[rows["image"], rows["word_idx"]]
