@@ -82,20 +82,21 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         path = trace_in(Path(folder))
         size = path.stat().st_size
-        before = bytes_read()
-        first = explore(path)
-        first.select(step=12)
-        print(f"trace {size / 1e6:.1f} MB; opened and asked once: {(bytes_read() - before) / 1e6:.2f} MB read")
         with Store.open(path) as store:
-            shown = {"open store": explore(store), "by its path": first}
+            shown = {"open store": explore(store), "by its path": explore(path)}
             chances = {how: random.Random(0) for how in shown}
             for how, explorer in shown.items():
                 answers(explorer, chances[how], 10)  # not counted
             seconds: dict[str, list[tuple[str, float]]] = {how: [] for how in shown}
+            read = dict.fromkeys(shown, 0)
             for _ in range(4):
                 for how, explorer in shown.items():
+                    before = bytes_read()
                     seconds[how] += answers(explorer, chances[how], options.choices // 4)
+                    read[how] += bytes_read() - before
+    print(f"trace of {size / 1e6:.1f} MB")
     for how, found in seconds.items():
+        print(f"{how}: {read[how] / len(found) / 1e6:.2f} MB read for an answer")
         told(how, [taken for _, taken in found])
         for name in sorted({name for name, _ in found}):
             told(f"  {name}", [taken for changed, taken in found if changed == name])

@@ -61,6 +61,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "How do the methods compare in CLIP score, detection rate, LPIPS and overhead?",
         (_templates("templates", WITHOUT_LAYOUT),),
         TABLE_SHOWS,
+        takes="65 to 75 minutes on two cores (AMD EPYC)",
     ),
     Experiment(
         "emoji-table2",
