@@ -40,12 +40,12 @@ format: venv
 
 venv: $(READY)
 
-# The last line is the stamp: what is cut short before it is done again. What is imported is compiled then, not all there is.
+# The last line is the stamp: what is cut short before it is done again.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Attnreg needs Python 3.11 or later: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
 # The newest of everything, but for what torch itself pins or asks for on one system only.
