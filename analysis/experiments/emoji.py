@@ -61,7 +61,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "How do the methods compare in CLIP score, detection rate, LPIPS and overhead?",
         (_templates("templates", WITHOUT_LAYOUT),),
         TABLE_SHOWS,
-        takes="65 to 75 minutes on two cores (AMD EPYC)",
+        takes="65 minutes of generation on two cores (AMD EPYC), by its first 76 batches; then scores and figures",
     ),
     Experiment(
         "emoji-table2",

@@ -43,13 +43,6 @@ def still(view: View, name: str, choice: Choice, pictures: Mapping[int, bytes]) 
     return figure
 
 
-def png_of(figure: Figure) -> bytes:
-    """Return a figure as PNG."""
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=110)
-    return written.getvalue()
-
-
 def _map(axes: Axes, pane: Pane, png: bytes, scale: Normalize) -> None:
     if png:
         show(axes, np.asarray(Image.open(io.BytesIO(png)).convert("L").convert("RGB")))

@@ -13,7 +13,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anywidget
 import numpy as np
@@ -24,8 +24,9 @@ from PIL import Image
 
 from analysis.explorer.facts import Traced, facts_of, listed, title_of
 from analysis.explorer.slices import MEAN, Choice
-from analysis.explorer.still import png_of, still
+from analysis.explorer.still import still
 from analysis.explorer.view import look
+from analysis.figures.style import CellFigure
 from tracer.store import Store
 
 HERE = Path(__file__).parent
@@ -146,7 +147,7 @@ class Explorer(anywidget.AnyWidget):
         lists = {"layers": offered["layers"], "step": offered["steps"], "phase": offered["phases"]}
         lists |= {"word": [word for word, _ in offered["words"]], "head": _heads(panes[0])}
         found = selection | {name: usual[name] for name, known in lists.items() if selection[name] not in known}
-        if found["phase"] == "edited":
+        if found["phase"] == "edited" and named & {"phase", "image", "other"}:  # else one may look where nothing was
             acting = next(pane for pane in reversed(panes) if pane.edited)
             if "layers" not in named and not acting.acted_on(found["layers"]):
                 found["layers"] = next(layer.size for layer in acting.layers if layer.number in acting.edited_layers)
@@ -172,7 +173,7 @@ class Explorer(anywidget.AnyWidget):
         if shown is None:
             return None
         data, metadata = shown
-        return data | {"image/png": png_of(self.figure())}, metadata
+        return data | {"image/png": cast(CellFigure, self.figure()).png()}, metadata
 
     def figure(self) -> Figure:
         """Return what is shown as a figure that does not move, to keep."""
@@ -206,11 +207,12 @@ def explore(
     with _opened(source) as opened:
         found = listed(opened, [images] if isinstance(images, int) else images)
     if pictures is not None and not isinstance(pictures, Mapping):
-        if isinstance(pictures, str | Path | Image.Image) or len(pictures) != len(found):
-            count = len(pictures) if isinstance(pictures, Sequence) and not isinstance(pictures, str) else "one alone"
+        alone = isinstance(pictures, str | Path | Image.Image)
+        if alone or len(pictures) != len(found):
             raise ValueError(
                 f"pictures must be one for each of the images {found['image'].tolist()} (a recording adds to a trace "
-                f"that is there), got {count}; say which they are of, as {{number: picture}}, or by images="
+                f"that is there), got {'one alone' if alone else len(pictures)}; say which they are of, as "
+                "{number: picture}, or by images="
             )
         pictures = dict(zip(found["image"].tolist(), pictures, strict=True))
     return Explorer(source, found, pictures or {})

@@ -105,10 +105,13 @@ def looks(methods: Sequence[str], baseline: str) -> dict[str, Look]:
 class CellFigure(Figure):
     """A figure that a notebook's cell shows as it is, without ``%matplotlib inline``."""
 
-    def _repr_png_(self) -> bytes:
+    def png(self) -> bytes:
+        """Return it as a file's bytes."""
         written = io.BytesIO()
         self.savefig(written, format="png", dpi=110)
         return written.getvalue()
+
+    _repr_png_ = png
 
 
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:

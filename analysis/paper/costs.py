@@ -51,7 +51,7 @@ def _ratio(ratios: pd.Series, less: float, images: int) -> Number:
     """Return the median ratio, less so much, with its interval over prompts where there are several values."""
     found = median_ratio(ratios.to_numpy(np.float64))
     facts = {"prompts": len(ratios), "images": images, "interval": "prompts"}
-    if found.low == found.high:
+    if ratios.nunique() == 1:
         return Number(found.estimate - less, **facts)
     return Number(found.estimate - less, found.low - less, found.high - less, **facts)
 

@@ -113,6 +113,8 @@ def test_a_step_that_no_edit_acted_on_says_so(explorer):
     explorer.select(image=4, layers=FIRST, phase="edited", step=3)
     (pane,) = explorer.view["panes"]
     assert (pane["note"], pane["map"]) == ("nothing was edited at step 3", b"")
+    explorer.select(word="and")
+    assert (explorer.selection["phase"], explorer.selection["step"]) == ("edited", 3)
 
 
 def test_what_was_not_named_gives_way_to_what_was(traced, explorer):
