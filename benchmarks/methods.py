@@ -126,7 +126,7 @@ BEST = {
     "regulation": "fixed, 16x16", "composable": "shared", "syngen": "low, until 0.25", "attend-and-excite": "low",
     "dense-diffusion": "prompt's own embeddings", "predicated": "low", "boost": "2, 16x16", "guidance-scale": "3.5",
     "t-sam": "low, until 0.25", "random-bias": "default", "divide-and-bind": "low, 16x16",
-    "conform": "high, once",
+    "conform": "high, once", "initno": "divergence 0.01",
 }  # fmt: skip
 CHOSEN: dict[str, Method] = {PLAIN: Method()} | {name: settings()[name][best] for name, best in BEST.items()}
 

@@ -19,6 +19,7 @@ SCHEMA_VERSION = "3"
 WRITING = "ROW_GROUP_SIZE 2048"
 NEW = f"{WRITING}, STORAGE_VERSION 'v1.4.0'"  # read by DuckDB 1.4 and later; 2.0's own default only by 2.0
 READING = "READ_ONLY"
+LET_GO = "DETACH DATABASE IF EXISTS trace"
 ROOM = 64 * 2**20  # bytes that must be free before a run begins: a full disk in the middle would cost its last image
 # What a system says of a disk that takes no more, and what that means.
 _FULL = {
@@ -34,20 +35,23 @@ class TraceBusy(RuntimeError):
     """Another process, or another store of this one, has the file open, and one of the two is to write it."""
 
 
-def opened(path: Path, options: str) -> duckdb.DuckDBPyConnection:
-    """Return a connection to the trace at `path`, attached under the name "trace".
+def opened(path: Path, options: str, inside: duckdb.DuckDBPyConnection | None = None) -> duckdb.DuckDBPyConnection:
+    """Return a connection to the trace at `path`, attached under the name "trace"; a new one, or the one given.
 
     Raises:
         ValueError: the file is no trace, or one of another schema version.
         TraceBusy: it is being written.
         PermissionError: it may not be opened so.
     """
-    connection = duckdb.connect()  # an empty one in memory: ROW_GROUP_SIZE can be given to ATTACH only
+    connection = inside or duckdb.connect()  # an empty one in memory: ROW_GROUP_SIZE can be given to ATTACH only
     try:
         connection.execute("SET temp_directory = ?", [f"{path}.tmp"])  # not .tmp in whatever folder one stands in
         attach(connection, path, "trace", options)
     except BaseException:
-        connection.close()
+        if inside is None:
+            connection.close()
+        else:
+            inside.execute(LET_GO)
         raise
     return connection
 

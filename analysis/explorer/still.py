@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
@@ -56,14 +55,12 @@ def _map(axes: Axes, pane: Pane, png: bytes, scale: Normalize) -> None:
 
 
 def _curves(axes: Axes, pane: Pane, name: str, step: int, top: float) -> None:
-    values: pd.DataFrame = pane.curves.pivot(index="step", columns="word_idx", values="value")
-    words = [word for word in pane.traced.words if word.place in values]
-    heights = _apart([float(values[word.place].iloc[-1]) for word in words], 0.075 * top)
-    for word, height in zip(words, heights, strict=True):
+    heights = _apart([float(line[-1]) for _, line in pane.lines], 0.075 * top)
+    for (word, line), height in zip(pane.lines, heights, strict=True):
         chosen = word.name.lower() == name.lower()
         colour = NEGLECTED if chosen else "#0072b2" if word.is_target else "0.65"
-        axes.plot(values.index, values[word.place], color=colour, linewidth=1.8 if chosen else 0.9)
-        place = (values.index[-1], height)
+        axes.plot(pane.steps, line, color=colour, linewidth=1.8 if chosen else 0.9)
+        place = (pane.steps[-1], height)
         axes.annotate(word.name, place, (4, 0), textcoords="offset points", va="center", color=colour, fontsize=7)
     axes.axvline(step, color="0.7", linewidth=0.6, linestyle=":")
     axes.set(xlabel="step", ylabel="0.9-quantile", ylim=(0, top))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import anywidget
+import duckdb
 import numpy as np
 import pandas as pd
 import traitlets
@@ -23,14 +24,16 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.explorer.facts import Traced, facts_of, listed, title_of
-from analysis.explorer.slices import MEAN, Choice
+from analysis.explorer.slices import MEAN, Choice, Quantiles, quantiles
 from analysis.explorer.still import still
 from analysis.explorer.view import look
 from analysis.figures.style import CellFigure
+from tracer.rows import Phase
 from tracer.store import Store
 
 HERE = Path(__file__).parent
 LARGEST = 512  # pixels a side of an image that is sent to the page
+KEPT = 8  # images whose quantiles are remembered: some megabytes each of the largest models
 NAMES = ("image", "other", "word", "layers", "head", "step", "phase")
 
 Shown = Image.Image | np.ndarray | str | Path
@@ -56,10 +59,13 @@ class Explorer(anywidget.AnyWidget):
     def __init__(self, source: Store | Path, images: pd.DataFrame, pictures: Mapping[int, Shown]):
         """Show the first image; `images` is from `facts.listed`, pictures are by the images' numbers."""
         self._source, self._listed = source, images.set_index("image", drop=False)
+        self._inside = duckdb.connect()  # an empty one: to make it takes four times as long as to open a trace in it
+        self._titles = [[int(row["image"]), f"{row['image']}: {title_of(row)}"] for _, row in images.iterrows()]
         folder = (source.path if isinstance(source, Store) else source).parent
         files = {int(row.image): _file(folder, row.file) for row in images.itertuples(index=False)}
         self._files: dict[int, Shown | None] = files | dict(pictures)
         self._facts: dict[int, Traced] = {}
+        self._read: dict[tuple[int, str], Quantiles] = {}
         self._sent: dict[int, bytes] = {}
         super().__init__()
         first = self._traced(int(images["image"].iloc[0]))
@@ -89,8 +95,9 @@ class Explorer(anywidget.AnyWidget):
     def _show(self, selection: dict[str, Any]) -> None:
         panes = [self._traced(selection["image"])]
         panes += [] if selection["other"] is None else [self._traced(selection["other"])]
-        with _opened(self._source) as store:
-            self._seen = seen = look(store, panes, selection["word"], _choice(selection))
+        with _opened(self._source, self._inside) as store:
+            read = [self._quantiles(store, pane, selection["phase"]) for pane in panes]
+            self._seen = seen = look(store, read, selection["word"], _choice(selection))
         with self.hold_trait_notifications(), self.hold_sync():
             self.choices = self._offered(panes)
             for pane in panes:
@@ -102,16 +109,23 @@ class Explorer(anywidget.AnyWidget):
 
     def _traced(self, image: int) -> Traced:
         if image not in self._facts:
-            with _opened(self._source) as store:
+            with _opened(self._source, self._inside) as store:
                 self._facts[image] = facts_of(store, self._listed.loc[image])
         return self._facts[image]
+
+    def _quantiles(self, store: Store, traced: Traced, phase: Phase) -> Quantiles:
+        key = (traced.image, phase)
+        if key not in self._read:
+            if len(self._read) == KEPT:
+                del self._read[next(iter(self._read))]  # the one that was read first
+            self._read[key] = quantiles(store, traced, phase)
+        return self._read[key]
 
     def _offered(self, panes: Sequence[Traced]) -> dict[str, Any]:
         """Return what can be chosen, given the images: of two, the steps that both have."""
         first, steps = panes[0], set(panes[0].steps).intersection(*(pane.steps for pane in panes[1:]))
-        titles = [[int(row["image"]), f"{row['image']}: {title_of(row)}"] for _, row in self._listed.iterrows()]
         return {
-            "images": titles,
+            "images": self._titles,
             "words": [[word.name, word.is_target] for word in first.words],
             "layers": list(first.groups),
             "heads": list(first.heads),
@@ -219,12 +233,12 @@ def explore(
 
 
 @contextmanager
-def _opened(source: Store | Path) -> Iterator[Store]:
+def _opened(source: Store | Path, inside: duckdb.DuckDBPyConnection | None = None) -> Iterator[Store]:
     """Give the store that is open, or one for the moment: a trace that is looked into can be written meanwhile."""
     if isinstance(source, Store):
         yield source
         return
-    with Store.open(source) as store:
+    with Store.open(source, inside) as store:
         yield store
 
 

@@ -98,6 +98,24 @@ def test_a_trace_of_another_schema_version_is_refused(tmp_path):
         Store.open(path)
 
 
+def test_a_trace_opened_inside_a_connection_is_let_go_and_the_connection_stays(tmp_path):
+    traces = [tmp_path / "a.duckdb", tmp_path / "b.duckdb"]
+    for path in traces:
+        Store.create(path).close()
+    duckdb.connect(tmp_path / "other.duckdb").close()
+    with duckdb.connect() as inside:
+        for path in traces:
+            with Store.open(path, inside) as reader:
+                assert reader.sql("SELECT value FROM meta WHERE key = 'codec'").at[0, "value"] == "sqrt_64"
+            with Store.create(path):  # nobody reads it any more
+                pass
+        with pytest.raises(ValueError, match="must be an Attnreg trace"):
+            Store.open(tmp_path / "other.duckdb", inside)
+        assert inside.execute("SELECT count(*) FROM duckdb_databases() WHERE NOT internal").fetchall() == [(1,)]
+        with Store.open(traces[0], inside) as reader:
+            assert reader.sql("SELECT count(*) AS n FROM runs").at[0, "n"] == 0
+
+
 def test_parameters_are_bound_by_place_and_by_name(store):
     word = "'; DROP TABLE runs; --"
     assert store.sql("SELECT ? AS word", [word])["word"].tolist() == [word]

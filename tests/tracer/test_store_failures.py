@@ -352,6 +352,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path[:0] = sys.argv[2:]
 import conftest
+import tracer.database
 import tracer.store
 from tracer.record import Recorder
 from tracer.rows import RunRow
@@ -390,7 +391,7 @@ def after_the_image_is_noted():
     Store.add_images = lambda *args: (add_images(*args), die())
 
 def before_the_checkpoint():
-    tracer.store.has_room = die
+    tracer.database.has_room = die
 
 for place in (in_a_transaction, before_the_image_is_noted, after_the_image_is_noted, before_the_checkpoint):
     path = Path(sys.argv[1], place.__name__ + ".duckdb")

@@ -10,7 +10,7 @@ from PIL import Image
 import tracer
 from analysis import explore
 from analysis.explorer.facts import _words, facts_of, listed
-from analysis.explorer.slices import MEAN, Choice, curves, matrix, word_map
+from analysis.explorer.slices import MEAN, Choice, quantiles, word_map
 
 FIRST = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -49,16 +49,30 @@ def test_a_map_is_the_stores_own_averaged_over_the_heads_and_layers_chosen(
 def test_curves_and_matrix_are_the_quantiles_of_the_maps(traced):
     image = image_of(traced, 1)
     maps = traced.store.maps(1, word="cat", layers=FIRST)[:, 0]  # step head height width
-    quantiles = np.quantile(maps.reshape(*maps.shape[:2], -1), 0.9, axis=-1)
-    word = image.word("cat").place
-    found = curves(traced.store, image, Choice(FIRST))
-    found = found[found["word_idx"] == word].sort_values("step")
-    np.testing.assert_allclose(found["value"], quantiles.mean(1), rtol=1e-4)
-    np.testing.assert_allclose(found["top"], maps.max((2, 3)).mean(1), rtol=1e-5)
-    cells = matrix(traced.store, image, Choice(FIRST, step=3))
-    layer = next(layer.number for layer in image.layers if layer.path == FIRST)
-    cells = cells[(cells["word_idx"] == word) & (cells["layer"] == layer)].sort_values("head")
-    np.testing.assert_allclose(cells["value"], quantiles[3], rtol=1e-4)
+    expected = np.quantile(maps.reshape(*maps.shape[:2], -1), 0.9, axis=-1)
+    word = image.words.index(image.word("cat"))
+    found = quantiles(traced.store, image, "original")
+    assert found.steps == (0, 1, 2, 3)
+    np.testing.assert_allclose(found.curves(Choice(FIRST))[:, word], expected.mean(1), rtol=1e-4)
+    np.testing.assert_allclose(found.curves(Choice(FIRST, head=1))[:, word], expected[:, 1], rtol=1e-4)
+    layer = [layer.path for layer in image.layers].index(FIRST)
+    np.testing.assert_allclose(found.matrix(Choice(FIRST, step=3))[word, layer], expected[3], rtol=1e-4)
+    words = [traced.store.maps(1, word=one.name, layers=FIRST)[:, 0] for one in image.words]
+    highest = max(one.max((2, 3)).mean(1).max() for one in words)
+    assert found.map_top(Choice(FIRST)) == pytest.approx(highest, rel=1e-5)
+
+
+def test_what_was_not_edited_has_no_numbers(traced):
+    image = image_of(traced, 4)
+    found = quantiles(traced.store, image, "edited")
+    assert found.steps == image.edited
+    acted = [layer.number in image.edited_layers for layer in image.layers]
+    assert np.isfinite(found.p90[:, :, acted]).all()
+    assert np.isnan(found.p90[:, :, np.logical_not(acted)]).all()
+    assert np.isnan(found.matrix(Choice("8x8", step=3))).all()
+    nothing = quantiles(traced.store, image_of(traced, 0), "edited")
+    assert (nothing.steps, nothing.curves(Choice("8x8")).shape) == ((), (0, 5))
+    assert np.isnan(nothing.map_top(Choice("8x8")))
 
 
 def test_what_the_page_is_sent_is_the_map_and_one_scale_for_both_images(traced, explorer):
@@ -162,11 +176,23 @@ def test_it_reads_what_it_shows_and_never_the_whole_file(traced, explorer, monke
 
     monkeypatch.setattr(traced.store, "sql", counted)
     monkeypatch.setattr(traced.store, "maps", counted_maps)
-    explorer.select(word="elephant", step=2)
     layers, heads, words, steps = 7, 4, 5, 4
-    assert 0 < sum(read) <= layers * heads * (words + 1) + words * steps
+    explorer.select(image=2)  # one that was not looked at yet: its numbers, and one word's maps
+    assert (
+        layers * heads * words * steps < sum(read) < layers * heads * (words * steps + 1) + words + layers + 2 * steps
+    )
     whole = sql("SELECT count(*) AS n FROM head_stats").at[0, "n"]
     assert sum(read) < whole / 10
+    read.clear()
+    explorer.select(word="elephant", step=2)
+    assert 0 < sum(read) <= layers * heads  # maps alone
+
+
+def test_it_remembers_the_numbers_of_the_images_looked_at_last(explorer, monkeypatch):
+    monkeypatch.setattr("analysis.explorer.widget.KEPT", 2)
+    for image in (0, 1, 2, 1):
+        explorer.select(image=image)
+    assert list(explorer._read) == [(1, "original"), (2, "original")]
 
 
 def test_it_stands_still_where_there_are_no_widgets(explorer):
