@@ -350,6 +350,7 @@ def test_another_process_does_not_disturb_the_one_that_writes(store, tiny_pipe, 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from types import SimpleNamespace
 sys.path[:0] = sys.argv[2:]
 import conftest
 import tracer.database
@@ -391,7 +392,7 @@ def after_the_image_is_noted():
     Store.add_images = lambda *args: (add_images(*args), die())
 
 def before_the_checkpoint():
-    tracer.database.has_room = die
+    tracer.store.database = SimpleNamespace(**vars(tracer.database) | {"has_room": die})  # as the store asks it
 
 for place in (in_a_transaction, before_the_image_is_noted, after_the_image_is_noted, before_the_checkpoint):
     path = Path(sys.argv[1], place.__name__ + ".duckdb")
