@@ -129,7 +129,7 @@ def applied(
     with following(pipe) as passes, ExitStack() as stack:
         guard = _PromptGuard(pipe, prompts, len(seeds) // len(prompts), passes)
         stack.callback(pipe.unet.register_forward_pre_hook(guard).remove)
-        stack.enter_context(_named(passes, method))
+        stack.enter_context(_named(passes, method, subjects))
         interventions = method.interventions(pipe, subjects, passes)
         if record is not None and "noise composition" in method.kinds:
             raise ValueError(f"{method.name} gives the network other texts than the prompts, which cannot be recorded")
@@ -146,8 +146,11 @@ def standings_of(method: Method, subjects: tuple[Subject, ...]) -> tuple[Standin
 
     Raises:
         NotApplicable: it lacks what it needs for one of them.
-        ValueError: it cannot act on them for another reason.
+        ValueError: it cannot act on them for another reason, or is no method.
     """
+    if not isinstance(method, Method):
+        named = f"{method.__name__}()" if isinstance(method, type) else f"METHODS[{method!r}]"
+        raise ValueError(f"method must be one, as {named} may be, got {method!r}")
     standings = tuple(method.standing(subject) for subject in subjects)
     for subject, standing in zip(subjects, standings, strict=True):
         if standing.verdict == "n/a":
@@ -172,14 +175,15 @@ def attachments(
 
 
 @contextmanager
-def _named(passes: Passes, method: Method) -> Iterator[None]:
-    """Say, to whoever follows the same passes, which method acts on them."""
-    before = passes.method, passes.method_params
+def _named(passes: Passes, method: Method, subjects: Sequence[Subject]) -> Iterator[None]:
+    """Say, to whoever follows the same passes, which method acts on them, and what each image must show."""
+    before = passes.method, passes.method_params, passes.targets
     passes.method, passes.method_params = method.name, method.parameters()
+    passes.targets = tuple(subject.targets for subject in subjects)
     try:
         yield
     finally:
-        passes.method, passes.method_params = before
+        passes.method, passes.method_params, passes.targets = before
 
 
 class _PromptGuard:

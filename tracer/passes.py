@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tracer.rows import Branch, CallKind
 from tracer.sites import denoiser
+from tracer.words import Target
 
 _PASSES = "_attnreg_passes"  # the network's attribute that holds the count while somebody follows it
 
@@ -38,6 +39,7 @@ class Passes:
         separate: the pipeline evaluates the halves one after the other (Flux's true guidance), not in one batch.
         composed: the network is given other texts than the prompts, so that its attention cannot be recorded.
         method: what acts on the pipeline, and with which parameters; whoever applies it says so.
+        targets: of each image, which it was told that it must show; empty where nobody said.
     """
 
     def __init__(self, pipe: DiffusionPipeline):
@@ -59,6 +61,7 @@ class Passes:
         self.composed = False
         self.method = "plain"
         self.method_params: Mapping[str, object] = {}
+        self.targets: tuple[tuple[Target, ...], ...] = ()
 
     @property
     def guided(self) -> bool:

@@ -34,7 +34,7 @@ from tracer.sites import attention_sites, denoiser, is_joint
 from tracer.store import Store
 from tracer.tap import Edited, Tap
 from tracer.texts import Texts as Sequences
-from tracer.words import Span
+from tracer.words import Span, Target
 
 Save = Callable[[SampleRow, Image.Image], str]
 
@@ -54,7 +54,8 @@ def recording(
         pipe: a diffusers pipeline with a UNet with cross-attention, or SD3's or Flux's transformer.
         trace: a file, new or to be gone on with, or an open store, which stays open.
         capture: what is kept; by default every layer, head and step, and every word.
-        targets: words that the images must show, of every prompt.
+        targets: words that the images must show, of every prompt; by default those that a method acting on the
+            pipeline was told.
         prompt: the text behind ``prompt_embeds``, where a call is given these.
         save: where finished images go, which the trace notes: a folder, for ``<run>-<image of the run>.png``, or a
             function that writes one and returns its path, from the trace's own folder.
@@ -180,8 +181,9 @@ class Recording:
         new = not self._recorder.running or spec != self._spec
         first = 0 if new else self._seen
         prompts, negatives = call.prompts or [], call.negatives
+        targets = self._targets_of(sequences, prompts)
         samples = [
-            SampleRow(first + i, prompt, seed, negative, sequences.targets(prompt, self._targets))
+            SampleRow(first + i, prompt, seed, negative, targets[i])
             for i, (prompt, seed, negative) in enumerate(zip(prompts, call.seeds, negatives, strict=True))
         ]
         texts: Texts = {"cond": [sequences.tokens(prompt) for prompt in prompts]}
@@ -196,6 +198,13 @@ class Recording:
         else:
             self._recorder.batch(samples, texts)
         self._samples, self._seen = samples, first + len(samples)
+
+    def _targets_of(self, sequences: Sequences, prompts: Sequence[str]) -> Sequence[tuple[Target, ...]]:
+        """Return each image's targets: our own, else those that a method was told of as many images."""
+        told = self._passes.targets
+        if not self._targets and len(told) == len(prompts):
+            return told
+        return [sequences.targets(prompt, self._targets) for prompt in prompts]
 
 
 def run_row(pipe: DiffusionPipeline, call: Call, passes: Passes) -> RunRow:

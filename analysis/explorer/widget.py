@@ -138,7 +138,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _check_images(self, selection: dict[str, Any]) -> None:
         for name in ("image", "other"):
-            if selection[name] not in self._listed.index and (name == "image" or selection[name] is not None):
+            if selection[name] not in list(self._listed.index) and (name == "image" or selection[name] is not None):
                 raise ValueError(f"{name} must be one of {list(self._listed.index)}, got {selection[name]!r}")
 
     def _checked(self, selection: dict[str, Any]) -> dict[str, Any]:

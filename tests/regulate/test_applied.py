@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -190,3 +192,26 @@ def test_methods_are_found_by_name():
     assert list(METHODS)[:4] == ["plain", "regulation", "regulation-paper", "regulation-fixed"]
     assert METHODS["plain"] == Method()
     assert METHODS["regulation"] == AttentionRegulation()
+
+
+PLAINLY = """
+from regulate import AttentionRegulation, Request, generate
+from tracer import load_pipeline
+
+pipe = load_pipeline()
+for method in (AttentionRegulation, "regulation"):
+    try:
+        generate(pipe, Request("a cat and a dog", ("cat", "dog")), method)
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_what_is_no_method_is_refused_with_what_was_meant():
+    """In a process of its own, whose annotations nobody checks before us, as in a user's."""
+    said = subprocess.run([sys.executable, "-c", PLAINLY], check=True, capture_output=True, text=True).stdout
+    assert said.splitlines() == [
+        "method must be one, as AttentionRegulation() may be, got <class 'regulate.attention_regulation."
+        "AttentionRegulation'>",
+        "method must be one, as METHODS['regulation'] may be, got 'regulation'",
+    ]

@@ -1,5 +1,6 @@
 """One line that traces any pipeline: what becomes a run, what is refused, and that nothing stays behind."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,29 @@ def test_a_call_that_raises_fails_its_run_and_the_next_one_begins_another(tiny_p
     assert store.sql("SELECT status FROM runs ORDER BY run_id")["status"].tolist() == ["failed", "done"]
     assert store.sql("SELECT done FROM images ORDER BY image")["done"].tolist() == [True, False, True]
     assert store.verify()["whole"].all()
+
+
+@pytest.mark.parametrize("first", ["recording", "method"])
+def test_the_targets_that_a_method_was_told_are_noted_of_each_image(tiny_pipe, store, first):
+    prompts, targets = ["a cat and a dog", "a lion and a bird"], [["dog"], ["lion", "bird"]]
+    blocks = [
+        lambda: recording(tiny_pipe, store, EXACT),
+        lambda: applied(tiny_pipe, AttentionRegulation(), prompts, targets, seeds=(0, 1)),
+    ]
+    with ExitStack() as stack:
+        for block in blocks if first == "recording" else reversed(blocks):
+            stack.enter_context(block())
+        tiny_pipe(prompts, num_inference_steps=1)
+    with recording(tiny_pipe, store, EXACT):
+        tiny_pipe(prompts, num_inference_steps=1)
+    with (
+        recording(tiny_pipe, store, EXACT, targets=["a"]),
+        applied(tiny_pipe, AttentionRegulation(), prompts, targets, seeds=(0, 1)),
+    ):
+        tiny_pipe(prompts, num_inference_steps=1)
+    found = store.sql("SELECT run_id, sample, word FROM words WHERE branch = 'cond' AND is_target ORDER BY ALL")
+    told = {(run, sample): group["word"].tolist() for (run, sample), group in found.groupby(["run_id", "sample"])}
+    assert told == {(1, 0): ["dog"], (1, 1): ["bird", "lion"], (3, 0): ["a"], (3, 1): ["a"]}
 
 
 @pytest.mark.parametrize("first", ["recording", "method"])

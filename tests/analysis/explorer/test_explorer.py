@@ -102,6 +102,8 @@ def test_the_picture_that_is_sent_is_the_images_own(explorer, pictures):
         ({"word": "glases"}, "word must be one that was recorded, a, cat, and, an, elephant, got 'glases'"),
         ({"step": 99}, r"step must be one of \[0, 1, 2, 3\], got 99"),
         ({"image": 77}, "image must be one of"),
+        ({"image": [0]}, r"image must be one of \[0, 1, 2, 3, 4, 5\], got \[0\]"),
+        ({"word": ["cat"]}, r"word must be one that was recorded, .*, got \"\['cat'\]\""),
         ({"head": 8}, "head must be one of"),
         ({"layers": "7x7"}, "layers must be one of"),
         ({"phase": "edited"}, r"phase must be one of \['original'\]"),
