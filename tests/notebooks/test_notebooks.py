@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbconvert import HTMLExporter
 
 from tracer.folders import emoji_world
 
@@ -33,3 +34,15 @@ def test_a_notebook_was_committed_with_its_outputs(path):
     assert not [out for cell in cells for out in cell.outputs if out.output_type == "stream"], (
         "noise, or a machine's path"
     )
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_an_exported_notebook_shows_every_figure_one_in_place_of_the_explorer_too(path):
+    """As on GitHub: a stored state of the widget would stand there instead, which shows nothing without a network."""
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    figures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    page, _ = HTMLExporter().from_notebook_node(notebook)
+    assert figures
+    assert all(f"data:image/png;base64,{figure[:500]}" in page for figure in figures)
+    assert "widget-view" not in page
