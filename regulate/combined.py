@@ -72,13 +72,13 @@ class Combined(Method):
         """Return all that act on one batch.
 
         Raises:
-            ValueError: two of them edit one site, or set one argument of the pipeline; or the batch is edited, and
-                guidance looks at a part of it at a time.
+            ValueError: two of them edit one site, or set one argument of the pipeline; or the batch is edited in passes
+                of guidance too, which looks at a part of it at a time.
         """
         one_by_one = [m for m in self.methods if isinstance(m, Guidance) and (m.together or inf) < len(subjects)]
-        if one_by_one and any("attention edit" in method.kinds for method in self.methods):
+        if one_by_one and any(method.edits_guidance for method in self.methods):
             raise ValueError(
-                f"{self.name}: an edit is of a whole batch, {one_by_one[0].name} looks at {one_by_one[0].together} of "
+                f"{self.name}: the edit is of a whole batch, {one_by_one[0].name} looks at {one_by_one[0].together} of "
                 f"{len(subjects)} images at a time; give it together=None"
             )
         every = tuple(one for method in self.methods for one in method.interventions(pipe, subjects, passes))

@@ -10,7 +10,8 @@ token (pixel) and pixel share a segment, and lowered towards their smallest else
 
 where s is smaller for larger segments. Words outside of all phrases, start, end and padding share a segment with no
 pixel. The embedding of a phrase within the prompt is replaced by that of the phrase alone. The released code counts
-passes in a global, for one square image at a time, and gives both of two equal phrases the first one's place.
+passes in a global, for one square image at a time; it looks for a phrase's first place only, and gives a token to the
+last segment that asks for it, so that of two equal phrases the first one's segment is left without words.
 
 The edits act in passes of guidance too, so that a loss sees the text attention that the image will be made with; of
 self-attention it sees what the model would have done.
@@ -47,12 +48,13 @@ class DenseDiffusion(Method):
         size: how much less the pixels of large segments are edited, between 0 and 1.
         power: of the time factor.
         phrases_alone: whether phrases have the embeddings that they have alone.
-        repeats: where a phrase stands that the prompt has twice: "first", the first place for each segment of it, as
-            released; or "own", each its own.
+        repeats: where a phrase stands that the prompt has twice: "first", its first place, which the last segment of
+            that name has for itself, as released; or "own", each its own, and a token that two phrases share is both's.
     """
 
     name: ClassVar[str] = "dense-diffusion"
     kinds: ClassVar[tuple[Kind, ...]] = ("attention edit",)
+    edits_guidance: ClassVar[bool] = True
     until: float = 0.3
     text: float = 1.0
     own: float = 0.3
@@ -208,6 +210,8 @@ class _Modulation:
         tokens = torch.zeros(len(self.segments), most, count)
         for image, one in enumerate(self.segments):
             for segment, positions in enumerate(one.positions):
+                if self.method.repeats == "first":  # the released code writes over what it wrote
+                    tokens[image, :, list(positions)] = 0
                 tokens[image, segment, list(positions)] = 1
         return tokens
 

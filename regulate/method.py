@@ -189,10 +189,17 @@ Intervention = AttentionEdit | TextEdit | LatentUpdate | Composition | Arguments
 
 @dataclass(frozen=True)
 class Method:
-    """Stock diffusers: the method that changes nothing, and the base of those that do."""
+    """Stock diffusers: the method that changes nothing, and the base of those that do.
+
+    Attributes:
+        name: in traces and tables.
+        kinds: of its interventions.
+        edits_guidance: whether its edits act in the extra passes of a guidance too, not in sampling passes alone.
+    """
 
     name: ClassVar[str] = "plain"
     kinds: ClassVar[tuple[Kind, ...]] = ()
+    edits_guidance: ClassVar[bool] = False
 
     def check(self, subjects: tuple[Subject, ...]) -> None:
         """Raise ValueError if the method cannot act on these subjects; called before anything is hooked or written."""

@@ -63,13 +63,18 @@ def segment_of(masks: list[list[list[bool]]], height: int, width: int) -> list[i
 def dense_probs(
     scores: Grid, segments: list[int | None], phrases: list[tuple[int, ...]] | None, weight: float, tau: float
 ) -> Grid:
-    """Edited probabilities of one head; `phrases` are the tokens of each segment, None for self-attention."""
+    """Edited probabilities of one head; `phrases` are the tokens of each segment, None for self-attention.
+
+    Segments are whose the tokens are as in the released code, which assigns `maps[:, start:end] = layouts[segment]` for
+    one segment after the other: the last one that names a token has it.
+    """
+    owner = {token: segment for segment, tokens in enumerate(phrases or ()) for token in tokens}
     shared, strength = [], []
     for mine in segments:
         if phrases is None:
             shared.append([mine is not None and other == mine for other in segments])
         else:
-            shared.append([mine is not None and token in phrases[mine] for token in range(len(scores[0]))])
+            shared.append([mine is not None and owner.get(token) == mine for token in range(len(scores[0]))])
         area = 0.0 if mine is None else segments.count(mine) / len(segments)
         strength.append(weight * tau * (1 - area))
     result = []

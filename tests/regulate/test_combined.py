@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import families
+import numpy as np
 import pytest
 import slow_edits
 import torch
@@ -195,7 +196,7 @@ def test_what_cannot_act_together_is_refused_with_the_reason(methods, message):
         ((GuidanceScale(2.0), GuidanceScale(3.0)), "cannot be combined, for both would set guidance_scale"),
         (
             (DenseDiffusion(), AttendAndExcite()),
-            r"dense-diffusion\+attend-and-excite: an edit is of a whole batch, attend-and-excite looks at 1 of 2 "
+            r"dense-diffusion\+attend-and-excite: the edit is of a whole batch, attend-and-excite looks at 1 of 2 "
             "images at a time; give it together=None",
         ),
     ],
@@ -215,6 +216,16 @@ def test_what_cannot_act_on_one_batch_or_model_together_is_refused_and_nothing_r
 def test_guidance_may_look_at_more_images_at_a_time_than_the_batch_has(pipe):
     wide = replace(EXCITE, together=4)
     assert torch.equal(made(pipe, combined(DENSE, wide)), made(pipe, combined(DENSE, EXCITE)))
+
+
+def test_guidance_of_one_image_at_a_time_goes_with_an_edit_of_sampling_passes(pipe):
+    both = combined(Boost(), AttendAndExcite(refinements=1))
+    asked = Request(PROMPTS[0], ("cat", "dog"), (3, 4), steps=2, guidance=2.0)
+    together, alone = generate(pipe, asked, both), generate(pipe, replace(asked, batch=1), both)
+    for one, other in zip(together.images, alone.images, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 2
+    boosted, excited = generate(pipe, asked, Boost()), generate(pipe, asked, AttendAndExcite(refinements=1))
+    assert not set(together.sha256) & {*boosted.sha256, *excited.sha256}
 
 
 def test_guidance_of_one_image_at_a_time_goes_with_an_edit_in_batches_of_one(pipe):
