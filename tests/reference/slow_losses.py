@@ -1,8 +1,8 @@
 """The losses on cross-attention maps, literally, on Python numbers: a map is a list of rows.
 
-Written from the formulas of SynGen (arXiv 2306.08877), Predicated Diffusion (2311.16117), CONFORM (2312.06059), T-SAM
-(CVPR 2025) and Divide & Bind (2307.10864). A word is a tuple of positions, a group a noun and its modifiers. No map may
-be 0 or 1 anywhere.
+Written from the formulas of Attend-and-Excite (arXiv 2301.13826), SynGen (2306.08877), Predicated Diffusion
+(2311.16117), CONFORM (2312.06059), T-SAM (CVPR 2025) and Divide & Bind (2307.10864). A word is a tuple of positions, a
+group a noun and its modifiers. No map may be 0 or 1 anywhere.
 """
 
 from math import exp, log, prod, sqrt
@@ -51,6 +51,15 @@ def words_only(maps: list[Map], scale: float, end: int) -> list[Map]:
 def summed(maps: list[Map], word: Word) -> Map:
     height, width = len(maps[0]), len(maps[0][0])
     return [[sum(maps[piece][y][x] for piece in word) for x in range(width)] for y in range(height)]
+
+
+# Attend-and-Excite
+
+
+def attend_and_excite(maps: list[Map], words: list[Word], end: int) -> float:
+    """Algorithm 1: of the target whose best piece is attended to least; a softmax over the words, smoothed."""
+    shares = [smoothed(map_) for map_ in words_only(maps, 100.0, end)]
+    return max(max(0.0, 1 - max(max(pixels(shares[piece - 1])) for piece in word)) for word in words)
 
 
 # SynGen

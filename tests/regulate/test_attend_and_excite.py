@@ -1,4 +1,4 @@
-"""Attend-and-Excite beside diffusers' own pipeline of it, and beside its formulas."""
+"""Attend-and-Excite beside diffusers' own pipeline of it."""
 
 import warnings
 

@@ -10,8 +10,20 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from analysis.host_sync import HostSyncs
+from regulate.applied import subjects_of
+from regulate.attend_and_excite import attend_and_excite_loss
 from regulate.conform import conform_loss, distinct
-from regulate.divide_and_bind import attend_loss, bind_loss, divergence, divide_and_bind_loss, total_variation
+from regulate.divide_and_bind import FIXED as BIND_FIXED
+from regulate.divide_and_bind import (
+    DivideAndBind,
+    attend_loss,
+    bind_loss,
+    divergence,
+    divide_and_bind_loss,
+    total_variation,
+)
+from regulate.guidance import Look
+from regulate.method import Given
 from regulate.predicated import excludes, exists, implies, predicated_loss, word_maps
 from regulate.smoothing import chosen, over_pixels, smoothed, words_only
 from regulate.structure import Bound
@@ -84,6 +96,18 @@ some = settings(max_examples=25)
 
 
 @some
+@given(prompts(), st.data())
+def test_attend_and_excite_is_its_formula(drawn, data):
+    """Words of one and two pieces; the text ends at the last token, or before it."""
+    end = data.draw(st.none() | st.integers(2, len(drawn.maps) - 1))
+    places = st.integers(1, (len(drawn.maps) - 1 if end is None else end) - 1)
+    words = data.draw(st.lists(st.lists(places, min_size=1, max_size=2).map(tuple), min_size=1, max_size=3))
+    maps = drawn.maps / 10  # a softmax of a hundredfold is 1 for the strongest word otherwise, whatever the rest
+    expected = slow.attend_and_excite(maps.tolist(), words, len(maps) - 1 if end is None else end)
+    check(lambda found: attend_and_excite_loss(found, words, end), maps, expected)
+
+
+@some
 @given(prompts())
 def test_syngen_is_its_formula(drawn):
     expected = slow.syngen(drawn.maps.tolist(), drawn.plain, drawn.words)
@@ -151,6 +175,8 @@ GROUPS = [Bound((2,), ((1,), (7,))), Bound((4, 5), ((3,),)), Bound((6,))]
 MAPS, BEFORE = random_maps(10, 3, 4, 1), random_maps(10, 3, 4, 2)
 CLASSES = [[2, 1], [4, 5, 3], [6]]
 LOSSES = {
+    "attend and excite": lambda maps: attend_and_excite_loss(maps / 10, [(2,), (4, 5)]),
+    "attend and excite to the end token": lambda maps: attend_and_excite_loss(maps / 10, [(2,), (4, 5)], 8),
     "syngen": lambda maps: syngen_loss(maps, GROUPS, range(1, 9)),
     "predicated": lambda maps: predicated_loss(maps, [(2,), (4, 5)], GROUPS, [((2,), (6,))]),
     "conform": lambda maps: conform_loss(maps, CLASSES, None),
@@ -208,6 +234,7 @@ class Operations(TorchDispatchMode):
 
 
 META = {
+    "attend and excite": LOSSES["attend and excite to the end token"],
     "syngen": LOSSES["syngen"],
     "predicated": LOSSES["predicated"],
     "conform": lambda maps: conform_loss(maps, CLASSES, torch.empty_like(maps)),
@@ -443,3 +470,13 @@ def test_a_modifier_of_two_nouns_is_kept_off_neither():
 def test_a_token_of_two_classes_is_of_none():
     assert distinct([[5, 1], [5, 2], [5]]) == [(1,), (2,)]
     assert distinct([[1, 1, 3], [2]]) == [(1, 3), (2,)]
+
+
+def test_divide_and_bind_sees_no_padding_where_the_text_ends_at_its_end_token(tiny_pipe):
+    subject = subjects_of(tiny_pipe, ["a red cat and a dog"], [["cat", "dog"]], (0,), [Given()])[0]
+    maps = random_maps(len(tiny_pipe.tokenizer("")["input_ids"]) * 8, 3, 4, 5)
+    cut = Look(maps[: subject.end + 1], None, 0, 10)
+    for of in ("loss_of", "reach_of"):
+        fixed, released = (getattr(method, of)(tiny_pipe, subject) for method in (BIND_FIXED, DivideAndBind()))
+        torch.testing.assert_close(fixed(Look(maps, None, 0, 10)), released(cut))
+        assert released(Look(maps, None, 0, 10)) != released(cut)
