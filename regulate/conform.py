@@ -18,6 +18,7 @@ from torch.nn.functional import normalize, softplus
 
 from regulate.guidance import Guidance, ImageLoss
 from regulate.method import ACTS, Standing, Subject, groups_for
+from regulate.shares import whole
 from regulate.smoothing import chosen, nothing, smoothed
 from regulate.structure import bound
 
@@ -96,6 +97,16 @@ class Conform(Guidance):
         super().__post_init__()
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
+    def gradient_passes(self, steps: int, images: int = 1) -> tuple[int, int]:
+        """Return how many passes a batch takes at least, if all its nouns are bare single tokens, and at most.
+
+        Such prompts have no pair of one class before there is a step before, and nothing is moved at the first.
+        """
+        least, most = super().gradient_passes(steps, images)
+        flat = not self.needless and any(whole(share, steps) == 0 for share, _ in self.refine_at)
+        groups = -(-images // (self.together or images))
+        return least - flat * groups * self.refinements, most
 
     def standing(self, subject: Subject) -> Standing:
         """Return "no-op" for a prompt with fewer than two nouns: there is nothing that they could be unlike."""

@@ -1,7 +1,8 @@
 """Latent guidance: before a step the latents are moved against the gradient of a loss on the attention maps.
 
 One engine for Attend-and-Excite and those that came after it; a method is its loss and its constants. Source of the
-schedule: Attend-and-Excite (arXiv 2301.13826), algorithm 1, and its code, commit 163efdf.
+schedule: Attend-and-Excite (arXiv 2301.13826), algorithm 1, and its code, commit 163efdf, as
+diffusers ships it: the authors' own makes two more passes without gradients at every move of a refinement.
 
 Conventions: a share of the steps is rounded down, so that half of PNDM's 51 are the first 25. An image's loss sees that
 image alone, so that it does not depend on its batch.
@@ -212,12 +213,14 @@ class Guide:
         return seen.reached < (torch.inf if threshold is None else threshold)
 
     def _refined(self, here: Moment, seen: _Seen, rows: slice, size: float) -> _Seen:
-        """Move those images that miss the threshold, until none does or they were moved often enough."""
+        """Move those that miss the threshold, until none does, none can be moved or they were moved often enough."""
         for _ in range(self.method.refinements):
             unmet = self._unmet(here, seen)
             if not unmet.any():  # waits for the device, which is about to make a whole pass
                 break
             latents = torch.where(unmet[:, None, None, None], seen.moved(size), seen.latents.detach())
+            if torch.equal(latents, seen.latents):  # a loss without a slope: so would be every further move
+                break
             seen = self._seen(here, latents, rows, refining=True)
         return seen
 
