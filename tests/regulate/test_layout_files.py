@@ -168,6 +168,13 @@ def test_an_archive_gives_what_its_folder_gives(described, packed):
     assert list(read_coco250(json_path, archive)) == list(read_coco250(json_path, images))
 
 
+def sparse() -> tarfile.TarInfo:
+    """A member of a few bytes that claims 3 GB of holes, which tarfile would fill with zeros."""
+    info = tarfile.TarInfo("big.png")
+    info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(3 * 2**30)}
+    return info
+
+
 def linked(kind: bytes) -> tarfile.TarInfo:
     info = tarfile.TarInfo("0.png")
     info.type, info.linkname = kind, "set.json"
@@ -183,6 +190,7 @@ def linked(kind: bytes) -> tarfile.TarInfo:
         linked(tarfile.SYMTYPE),
         linked(tarfile.LNKTYPE),
         linked(tarfile.FIFOTYPE),
+        sparse(),
     ],
     ids=lambda member: f"{member.name} {member.type.decode()}",
 )
