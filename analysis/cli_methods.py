@@ -17,7 +17,7 @@ def methods_command(
     name: Annotated[str | None, typer.Argument(help="Tell all of one method, its constants too.")] = None,
     csv: Annotated[Path | None, typer.Option(help="File for the whole table.")] = None,
 ) -> None:
-    """List the methods: mechanism, needs, source, licence of the original, passes of the network."""
+    """List the methods: mechanism, needs, passes of the network; of one, its constants, source and licence too."""
     with plainly():
         Console().print(as_table() if name is None else as_sheet(name), highlight=False)
         if csv is not None:

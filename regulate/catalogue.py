@@ -6,11 +6,9 @@ are mended; what the two differ by is said in the method's own file.
 
 from dataclasses import dataclass
 
-from regulate import attend_and_excite, composable, conform, dense_diffusion, syngen
+from regulate import attend_and_excite, composable, conform, dense_diffusion, divide_and_bind, initno, syngen
 from regulate.attention_regulation import FIXED, PAPER, RANDOM, AttentionRegulation
 from regulate.controls import Boost, GuidanceScale
-from regulate.divide_and_bind import DivideAndBind
-from regulate.initno import InitNO
 from regulate.method import Method
 from regulate.predicated import PredicatedDiffusion
 from regulate.t_sam import TSam
@@ -55,6 +53,8 @@ _SYNGEN = (
 _DENSE = ("a layout; else n/a", "arXiv 2308.12964; code 54a2ea6", "Apache 2.0", ANY_UNET)
 _EXCITE = ("targets", "arXiv 2301.13826; code 163efdf, diffusers 0.42", "MIT", UNETS)
 _CONFORM = ("two nouns or more, parsed or given; else a no-op", "arXiv 2312.06059; code 4ad0e37", "MIT", UNETS)
+_BIND = (GROUPS, "arXiv 2307.10864", "AGPL 3.0", UNETS)
+_INITNO = ("targets", "InitNO, CVPR 2024; code fa021c4", "Apache 2.0", UNETS)
 
 CATALOGUE: dict[str, Entry] = {
     "plain": Entry(Method(), "nothing", "stock diffusers", "Apache 2.0", "all"),
@@ -73,8 +73,10 @@ CATALOGUE: dict[str, Entry] = {
     "conform": Entry(conform.Conform(), *_CONFORM),
     "conform-fixed": Entry(conform.FIXED, *_CONFORM),
     "t-sam": Entry(TSam(), "nothing but the prompt", "T-SAM, CVPR 2025; code 135fffb", "none stated", UNETS),
-    "divide-and-bind": Entry(DivideAndBind(), GROUPS, "arXiv 2307.10864", "AGPL 3.0", UNETS),
-    "initno": Entry(InitNO(), "targets", "InitNO, CVPR 2024; code fa021c4", "Apache 2.0", UNETS),
+    "divide-and-bind": Entry(divide_and_bind.DivideAndBind(), *_BIND),
+    "divide-and-bind-fixed": Entry(divide_and_bind.FIXED, *_BIND),
+    "initno": Entry(initno.InitNO(), *_INITNO),
+    "initno-fixed": Entry(initno.FIXED, *_INITNO),
     "random-bias": Entry(RANDOM, "targets", "control: regulation without its descent", "ours", ANY_UNET),
     "boost": Entry(Boost(), "targets", "control: a constant on the targets' scores", "ours", ANY_UNET),
     "guidance-scale": Entry(GuidanceScale(), "nothing", "control: stronger guidance", "ours", "all with guidance"),

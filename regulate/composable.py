@@ -26,7 +26,7 @@ from regulate.loop import rows_of
 from regulate.method import ACTS, Composition, Kind, Method, Standing, Subject
 from tracer.passes import Passes
 
-_BETWEEN = re.compile(r"\s*\|\s*|\s+(?:and|with)\s+")
+_BETWEEN = re.compile(r"\s*\|\s*|\s+(?:and|with)\s+", re.IGNORECASE)  # AND is how others write it
 EACH, SHARED = "guidance", "shared"
 
 

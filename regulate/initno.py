@@ -49,6 +49,8 @@ class InitNO(Method):
         moves: of each.
         last_moves: of the best one, if none succeeded.
         conflict_below: the self-attention loss counts where the cross-attention loss is at most this.
+        until_end: the softmax over the tokens ends before the end token, instead of before the last of the padding, as
+            it should in Stable Diffusion 2.x, whose attention goes there.
     """
 
     name: ClassVar[str] = "initno"
@@ -62,6 +64,7 @@ class InitNO(Method):
     moves: int = 10
     last_moves: int = 50
     conflict_below: float = 0.5
+    until_end: bool = False
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.moves < 1 or self.last_moves < 0:
@@ -90,7 +93,10 @@ class InitNO(Method):
 
 
 def conflict_loss(
-    text: Float[Tensor, "token height width"], own: Float[Tensor, "pixel key"], words: Sequence[Word]
+    text: Float[Tensor, "token height width"],
+    own: Float[Tensor, "pixel key"],
+    words: Sequence[Word],
+    end: int | None = None,
 ) -> Float[Tensor, ""]:
     """Return how much the regions of two targets overlap, the mean over all pairs; between 0 and 0.5, 0 for one target.
 
@@ -103,8 +109,9 @@ def conflict_loss(
         text: attention to each token.
         own: each pixel's attention to all pixels.
         words: positions of each target's pieces, whose most attended pixel counts.
+        end: position of the end token, if the softmax ends before it.
     """
-    shares = smoothed(words_only(text))
+    shares = smoothed(words_only(text, end=end))
     height, width = text.shape[1:]
     regions = []
     for word in words:
@@ -144,6 +151,9 @@ class _Adam:
         return torch.where(moving, -self.rate * first / (second.sqrt() + self.eps), 0.0)
 
 
+FIXED = InitNO(until_end=True)
+
+
 @dataclass
 class _Noise:
     """What one optimisation of every image's noise found."""
@@ -159,6 +169,7 @@ class _Search:
     def __init__(self, method: InitNO, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], look: Looker):
         self.method, self.pipe, self.subjects, self.look = method, pipe, subjects, look
         self.words = [[target.positions for target in subject.targets] for subject in subjects]
+        self.ends = [subject.end if method.until_end else None for subject in subjects]
 
     def __call__(self, moment: Moment) -> Tensor | None:
         """Return the latents to begin with; None after the first step."""
@@ -252,7 +263,7 @@ class _Search:
         maps: Maps = self.look(moment, latents)
         cross, own = [], []
         with torch.autocast(latents.device.type, enabled=False):  # or products of the maps would be half precision
-            for text, regions, words in zip(maps.text, maps.own, self.words, strict=True):
-                cross.append(attend_and_excite_loss(text, [(position,) for word in words for position in word]))
-                own.append(conflict_loss(text, regions, words))
+            for text, regions, words, end in zip(maps.text, maps.own, self.words, self.ends, strict=True):
+                cross.append(attend_and_excite_loss(text, [(position,) for word in words for position in word], end))
+                own.append(conflict_loss(text, regions, words, end))
         return torch.stack(cross), torch.stack(own)

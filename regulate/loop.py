@@ -21,7 +21,13 @@ from typing import Any
 from warnings import warn
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverSinglestepScheduler, PNDMScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverSinglestepScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -94,7 +100,7 @@ def steering(pipe: DiffusionPipeline, updates: Sequence[Update]) -> Iterator[Non
 
 def _keeps_samples(scheduler: object) -> bool:
     """Return whether most steps start from a sample of the scheduler's own, not from the latents that it is given."""
-    if isinstance(scheduler, UniPCMultistepScheduler):
+    if isinstance(scheduler, UniPCMultistepScheduler | SASolverScheduler):
         return True
     if isinstance(scheduler, DPMSolverSinglestepScheduler):
         return scheduler.config.solver_order > 1  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,6 +1,8 @@
 """T-SAM: the words' maps are as alike as the words are to the text encoder's own attention.
 
-Source: T-SAM, CVPR 2025; the formulas as in the released code, github.com/t-sam-diffusion/code @135fffb.
+Source: T-SAM, CVPR 2025; the formulas as in the released code, github.com/t-sam-diffusion/code @135fffb, with the
+paper's constants. The two differ in the wanted similarity: the paper divides the attention's rows by their sums, and
+compares the fourth power as it is; the code raises to its power (3) first and divides then, as is done here with 4.
 
 Conventions: those of `regulate.smoothing`. A text of s words has them at positions 1 to s, the end token at s + 1. Row
 i of a similarity says how much of each word up to i the word i holds.
@@ -85,8 +87,8 @@ def text_attention(pipe: DiffusionPipeline, prompt: str) -> Float[Tensor, "token
 class TSam(Guidance):
     """The method's hyper-parameters beside those of `Guidance`; each default is the paper's.
 
-    Its released code has other constants (power 3, step 5, 30 steps, twenty moves at steps 0, 10 and 20), which its
-    configuration leaves half open.
+    Its released code has other constants (power 3, step 5, 30 steps, twenty moves at steps 0, 10 and 20), and its
+    configuration leaves open which of two losses is meant; the other, 1 - cosine of the similarities, is not here.
 
     Attributes:
         step_size: 10 for prompts like Attend-and-Excite's, 40 for longer ones.

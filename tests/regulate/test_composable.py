@@ -79,6 +79,7 @@ def test_weights_are_those_given_else_the_method_s(pipe, method, weights, expect
 
 def test_concepts_are_those_given_else_what_stands_between_bars_and_joining_words(pipe):
     assert concepts_of(subject("a cat and a dog with a crown")) == ("a cat", "a dog", "a crown")
+    assert concepts_of(subject("a cat AND a dog")) == ("a cat", "a dog")
     assert concepts_of(subject(" a cat|a dog | a crown")) == ("a cat", "a dog", "a crown")
     assert concepts_of(subject("a sandy band without glasses")) == ("a sandy band without glasses",)
     assert concepts_of(subject("a cat and a dog", concepts=("a cat", "rain"))) == ("a cat", "rain")

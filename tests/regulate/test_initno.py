@@ -242,10 +242,21 @@ def test_the_loss_falls(pipe, monkeypatch):
     assert min(joint[1:]) < joint[0] - 1e-3
 
 
+def test_a_text_that_ends_at_its_end_token_has_neither_it_nor_padding_among_its_words(pipe):
+    chance = torch.Generator().manual_seed(1)
+    text, own = torch.randn(9, 4, 4, generator=chance).softmax(0), torch.randn(16, 16, generator=chance).softmax(1)
+    words = [(1,), (3, 4)]
+    cut = conflict_loss(text[:7], own, words)
+    torch.testing.assert_close(conflict_loss(text, own, words, end=6), cut)
+    assert not torch.equal(conflict_loss(text, own, words), cut)
+    once = {**NEVER, "rounds": 1, "moves": 1, "last_moves": 0}
+    assert not torch.equal(begun(pipe, InitNO(**once, until_end=True)), begun(pipe, InitNO(**once)))
+
+
 def test_the_conflict_counts_only_where_the_cross_attention_loss_is_small_enough(pipe, monkeypatch):
     once = {**NEVER, "rounds": 1, "moves": 1, "last_moves": 0}
     never, always = (begun(pipe, InitNO(**once, conflict_below=bound)) for bound in (0.0, 1.0))
-    monkeypatch.setattr(initno, "conflict_loss", lambda text, own, words: own.sum() * 0)
+    monkeypatch.setattr(initno, "conflict_loss", lambda text, own, words, end: own.sum() * 0)
     without = begun(pipe, InitNO(**once))
     assert torch.equal(never, without)
     assert not torch.equal(without, noise_of(3, 4))

@@ -15,6 +15,7 @@ from diffusers import (
     HeunDiscreteScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    SASolverScheduler,
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
@@ -235,6 +236,7 @@ def test_a_method_that_alters_no_step_makes_no_pass_of_its_own(pipe):
     ("scheduler", "keeps"),
     [
         (UniPCMultistepScheduler(**NOISE), True),
+        (SASolverScheduler(**NOISE), True),
         (DPMSolverSinglestepScheduler(**{k: v for k, v in NOISE.items() if k != "steps_offset"}, solver_order=2), True),
         (PNDMScheduler(**NOISE, skip_prk_steps=False), True),
         (PNDMScheduler(**NOISE, skip_prk_steps=True), False),
