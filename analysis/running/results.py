@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 from rich.console import Console
@@ -180,7 +181,7 @@ def _own(run: Path, one: Planned, cell: Cell, path: str) -> str:
     mine = f"{folder}/{Path(path).name}"
     if mine != path and not (run / mine).is_file():
         (run / folder).mkdir(parents=True, exist_ok=True)
-        partial = run / folder / f".{Path(path).name}.partial"
+        partial = run / folder / f".{Path(path).name}.{uuid4().hex[:8]}.partial"
         shutil.copyfile(run / path, partial)
         partial.replace(run / mine)
     return mine

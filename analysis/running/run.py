@@ -21,7 +21,7 @@ from analysis.experiments.experiment import Experiment
 from analysis.running.engines import Engine, here, local
 from analysis.running.estimate import estimate, first_units, in_words
 from analysis.running.ledger import done, failures, forget_failures, rows_of
-from analysis.running.planning import prompts_of, reference_of
+from analysis.running.planning import draw_reference, prompts_of, reference_of
 from analysis.running.progress import generating
 from analysis.running.results import Incomplete, PartResults, missing_cells, part_results
 from analysis.running.specification import begin, folder_name, specification
@@ -138,6 +138,7 @@ def run(
     if absent and not how.allow_missing:
         raise _incomplete(absent, folder, bool(failed))
     ledger = rows_of(folder)
+    draw_reference(experiment, folder)  # here, where it is needed: shards run at the same time, in the same folder
     found = [part_results(folder, experiment, one, ledger, reference, how.device, console) for one in parts]
     return RunResults(experiment, folder, digest_of(spec), tuple(found), failed, tuple(notes))
 

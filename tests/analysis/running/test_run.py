@@ -248,6 +248,12 @@ def test_a_shard_that_is_none_is_refused(shard):
         How(shard=shard)
 
 
+def test_references_are_drawn_where_they_are_compared_with_and_not_by_every_shard(small, quiet, tmp_path):
+    compared = replace(changed(small, prompts="emoji-scenes", options={"count": 2}), reference="emoji-scenes")
+    assert quiet(compared, tmp_path, replace(HERE, shard=(1, 2))) is None
+    assert not (folder(tmp_path) / "reference").exists()
+
+
 def test_every_batch_is_timed_and_counted(small, quiet, tmp_path):
     quiet(small, tmp_path)
     rows = rows_of(folder(tmp_path))
