@@ -193,12 +193,19 @@ class Method:
 
     name: ClassVar[str] = "plain"
     kinds: ClassVar[tuple[Kind, ...]] = ()
+    needs_targets: ClassVar[bool] = False
 
     def check(self, subjects: tuple[Subject, ...]) -> None:
         """Raise ValueError if the method cannot act on these subjects; called before anything is hooked or written."""
 
     def standing(self, subject: Subject) -> Standing:
-        """Return whether the method has anything to do for an image."""
+        """Return whether the method has anything to do for an image: "no-op" without a target, where it acts on these.
+
+        To ask for a single such prompt is an error all the same, see `check`; in a set of thousands it is no reason to
+        refuse the others.
+        """
+        if self.needs_targets and not subject.targets:
+            return Standing("no-op", "it has no target")
         return ACTS
 
     def interventions(
