@@ -66,7 +66,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "emoji-table2",
         "Do the images stay as good as they were? FID to scenes that no training saw",
-        (Part("scenes", "Scenes (3,000)", "emoji-scenes", WITHOUT_LAYOUT, (0,), batch=1),),
+        (Part("scenes", "Scenes (3,000)", "emoji-scenes", WITHOUT_LAYOUT, (0,), batch=1, own_seeds=True),),
         ("set-table", "method-table"),
         reference="emoji-scenes",
     ),

@@ -82,8 +82,8 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "Do the images stay as good as they were? FID to photographs (Table 2)",
         (
             _part(
-                "captions", "COCO captions", "coco-captions", WITHOUT_LAYOUT, seeds=(0,), batch=1,
-                files={"path": "captions_val2014.json"},
+                "captions", "COCO captions", "coco-captions", WITHOUT_LAYOUT, seeds=(0,), own_seeds=True, batch=1,
+                options={"targets": "auto"}, files={"path": "captions_val2014.json"},
             ),
         ),
         ("set-table", "method-table"),

@@ -115,7 +115,8 @@ def thresholds(results: RunResults) -> Iterator[Made]:
 def seeds(results: RunResults) -> Iterator[Made]:
     """Yield each seed's mean."""
     for part in results.parts:
-        crossed = part.whole and len(part.planned.part.seeds) > 1 and len(set(part.images["prompt"])) > 1
+        plan = part.planned.part
+        crossed = part.whole and len(plan.seeds) > 1 and not plan.own_seeds and len(set(part.images["prompt"])) > 1
         if crossed and _detected(part):
             yield _figure(
                 results, part, "seeds", "How much the seed matters",

@@ -44,8 +44,10 @@ def grids(results: RunResults) -> Iterator[Made]:
     for part in results.parts:
         prompts = list(dict.fromkeys(part.images["prompt"]))
         places = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
-        seeds = part.planned.part.seeds[:SEEDS]
-        shown = [(method, prompts[place], seed) for method in part.methods for place in places for seed in seeds]
+        seeds = {prompt: sorted(rows["seed"].unique())[:SEEDS] for prompt, rows in part.images.groupby("prompt")}
+        columns = [(prompts[place], int(seed)) for place in places for seed in seeds[prompts[place]]]
+        there = set(part.images[["method", "prompt", "seed"]].itertuples(index=False, name=None))
+        shown = [(method, *column) for method in part.methods for column in columns if (method, *column) in there]
         pictures = _pictures(results.run, part, shown)
         yield _figure(
             results, part, "grid", "The same noise under every method",

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from analysis.experiments.experiment import Part
 from analysis.figures import files as figure_files
 from analysis.outputs import dominance, method_results, pictures
 from analysis.outputs.made import Made, MadeFigure, MadeTable
@@ -126,14 +127,18 @@ def _settings(results: RunResults) -> Iterator[tuple[str, str]]:
         part, before = one.planned.part, f"{one.title}: " if len(results.parts) > 1 else ""
         yield f"{before}model", one.planned.model[0]
         yield f"{before}prompts", f"{one.images['prompt'].nunique()}, {one.planned.prompts.source}"
-        yield f"{before}sampler", f"{part.steps} steps, guidance {part.guidance:g}, seeds {_range(part.seeds)}"
+        yield f"{before}sampler", f"{part.steps} steps, guidance {part.guidance:g}, seeds {seeds_in_words(part)}"
         for name in one.methods:
             method = part.methods[name]
             constants = ", ".join(f"{key} {value}" for key, value in method.parameters().items())
             yield f"{before}{name}", constants or ("stock diffusers" if name == PLAIN else method.name)
 
 
-def _range(seeds: tuple[int, ...]) -> str:
+def seeds_in_words(part: Part) -> str:
+    """Return a part's seeds as one reads them."""
+    seeds = part.seeds
+    if part.own_seeds:
+        return f"{len(seeds)} a prompt, of its own: its place in the set"
     if len(seeds) > 1 and seeds == tuple(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]} to {seeds[-1]}"
     return ", ".join(map(str, seeds))

@@ -39,7 +39,7 @@ def _part(one: Planned) -> dict[str, Any]:
         "methods": {name: {"method": method.name} | method.parameters() for name, method in part.methods.items()},
         "seeds": list(part.seeds), "steps": part.steps, "guidance": part.guidance, "batch": part.batch,
         "traced": {name: asdict(capture) for name, capture in part.traced.items()},
-    }  # fmt: skip
+    } | ({"own_seeds": True} if part.own_seeds else {})  # fmt: skip
 
 
 def folder_name(experiment: Experiment, spec: Mapping[str, Any]) -> str:
