@@ -59,7 +59,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "emoji-table1",
         "How do the methods compare in CLIP score, detection rate, LPIPS and overhead?",
-        (_templates("templates", WITHOUT_LAYOUT),),
+        (_templates("templates", TUNED),),
         TABLE_SHOWS,
         takes="65 minutes of generation on two cores (AMD EPYC), by its first 76 batches; then scores and figures",
     ),

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.plan import PLAIN
-from analysis.running.units import Cell, Planned, file_name
+from analysis.running.units import Cell, Planned, file_name, fitting
 from analysis.running.worker import TRACES
 from analysis.score_folders import chosen_protocols, compares_sets, reference_pictures, score_pictures, set_rows
 from analysis.scoreboard import cells, pairwise, picture_values, scoreboard
@@ -106,12 +106,6 @@ def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
             reason = f" ({cell.standing.reason})" if cell.standing.verdict == "n/a" else ""
             absent.append(f"{one.part.name}: {cell.method} on {cell.prompt.text!r}{reason}")
     return absent
-
-
-def fitting(one: Planned) -> tuple[str, ...]:
-    """Return the methods that can act on at least one of a part's prompts, or have nothing to do on it."""
-    able = {cell.method for cell in one.cells if cell.standing.verdict != "n/a"}
-    return tuple(name for name in one.part.methods if name in able)
 
 
 def part_results(

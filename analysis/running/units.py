@@ -144,6 +144,12 @@ def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tupl
     return Planned(part, prompts, model, _shared(cells))
 
 
+def fitting(one: Planned) -> tuple[str, ...]:
+    """Return the methods that can act on at least one of a part's prompts, or have nothing to do on it."""
+    able = {cell.method for cell in one.cells if cell.standing.verdict != "n/a"}
+    return tuple(name for name in one.part.methods if name in able)
+
+
 def spread(prompts: Sequence[Prompt], count: int | None) -> Sequence[Prompt]:
     """Return so many of the prompts, spread evenly from the first to the last; all of them for None or for more."""
     if count is None or count >= len(prompts):
