@@ -214,12 +214,22 @@ def _traces(run: Path, one: Planned) -> dict[str, Part]:
 
 
 def _costs(one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return what each method took for a prompt's images, added over its batches; what was not timed is left out."""
-    acting = {unit.key: cell.method for cell in one.cells if cell.standing.verdict == "acts" for unit in cell.units}
-    batches = ledger[ledger["unit"].isin(list(acting))].drop_duplicates("unit")
-    batches = batches.assign(method=batches["unit"].map(acting)).dropna(subset="seconds")
+    """Return what each method took for a prompt's images, added over its batches.
+
+    Left out are cells of which a batch is missing, whose sum would be too small, those that were traced meanwhile, and
+    prompts without a cell of plain, which there is no ratio to.
+    """
+    timed = ledger[~ledger["traced"]].dropna(subset="seconds").drop_duplicates("unit")
+    there = set(timed["unit"])
+    whole = [
+        cell for cell in one.cells if cell.standing.verdict == "acts" and all(unit.key in there for unit in cell.units)
+    ]
+    acting = {unit.key: cell.method for cell in whole for unit in cell.units}
+    batches = timed[timed["unit"].isin(list(acting))]
+    batches = batches.assign(method=batches["unit"].map(acting))
     sums = batches.groupby(["method", "prompt_id"], sort=False).agg(
         images=("images", "sum"), seconds=("seconds", "sum"), passes=("passes", "sum"),
         gradient_passes=("gradient_passes", "sum"), peak_bytes=("peak_bytes", "max"),
     )  # fmt: skip
-    return sums.reset_index()
+    sums = sums.reset_index()
+    return sums[sums["prompt_id"].isin(sums.loc[sums["method"] == PLAIN, "prompt_id"])].reset_index(drop=True)

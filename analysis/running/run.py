@@ -19,7 +19,7 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.running.engines import Engine, here, local
-from analysis.running.estimate import estimate, first_units, in_words
+from analysis.running.estimate import estimate, first_units, in_words, size_of
 from analysis.running.ledger import done, failures, forget_failures, rows_of
 from analysis.running.planning import draw_reference, prompts_of, reference_of
 from analysis.running.progress import generating
@@ -245,7 +245,7 @@ def _check_disk(folder: Path, left: Sequence[Unit], how: How) -> None:
     """
     needed = estimate(folder, rows_of(folder), left, 1)
     more = needed.image_bytes + needed.trace_bytes
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    there = sum(map(size_of, folder.rglob("*")))
     asked = f"the run has {there / 1e9:.2f} GB and needs about {more / 1e9:.2f} more"
     if how.disk is not None and there + more > how.disk:
         raise OSError(f"{asked}; --disk allows {how.disk / 1e9:.2f}")

@@ -84,8 +84,8 @@ class Worker:
         same = {
             "unit": unit.key, "part": unit.part, "method": unit.name, "prompt_id": unit.prompt.id,
             "prompt": unit.prompt.text, "images": len(unit.seeds),
-            "seconds": timing.seconds if unit.capture is None else float("nan"),
-            "passes": timing.passes, "gradient_passes": gradient_passes, "peak_bytes": timing.peak_bytes,
+            "seconds": timing.seconds, "traced": unit.capture is not None, "passes": timing.passes,
+            "gradient_passes": gradient_passes, "peak_bytes": timing.peak_bytes,
             "device": self.setup.device, "threads": torch.get_num_threads(), "host": platform.node(),
         }  # fmt: skip
         each = zip(unit.seeds, paths, made.sha256, strict=True)
