@@ -191,7 +191,7 @@ def _generate(folder: Path, parts: Sequence[Planned], how: How, console: Console
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]
     workers = _workers(how)
-    setup = Setup(folder, how.device, _threads(how, workers))
+    setup = Setup(folder.resolve(), how.device, _threads(how, workers))  # workers may be in another folder
 
     def check(waiting: Sequence[Unit]) -> None:
         _check_disk(folder, left if how.dry else waiting, how)
@@ -226,6 +226,8 @@ def _workers(how: How) -> int:
 
 
 def _threads(how: How, workers: int) -> int | None:
+    if how.engine == "ray" and how.device == "cpu":
+        return 1  # the CPU that an actor reserves; how many this machine has says nothing of the cluster's
     return None if how.device != "cpu" or workers == 0 else max(1, (os.cpu_count() or 1) // workers)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -172,7 +173,8 @@ def _units(
     if standing != ACTS:  # the images are the plain ones
         name, method = PLAIN, Method()
     given = Given() if method == Method() else given
-    asked = (part.model, part.dtype, prompt, given)
+    model = str(Path(part.model).resolve()) if Path(part.model).exists() else part.model  # workers may be elsewhere
+    asked = (model, part.dtype, prompt, given)
     found = []
     for start in range(0, len(seeds_of_all), part.batch):
         seeds = tuple(seeds_of_all[start : start + part.batch])
