@@ -11,6 +11,7 @@ Conventions:
     LPIPS tells how far an image is from the baseline's: less is closer, not better.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,6 +84,19 @@ def cells(values: pd.DataFrame, methods: Sequence[str], baseline: str, allow_mis
     return parts
 
 
+def lacking(values: pd.DataFrame, methods: Sequence[str], baseline: str) -> list[str]:
+    """Return what is missing of the values, a line per metric, method and prompt; arguments as in `cells`."""
+    found = []
+    for metric, part in values.dropna(subset="value").groupby("metric", sort=False):
+        having = [method for method in methods if method != baseline or not str(metric).startswith("lpips")]
+        counts = part.groupby(["protocol", "prompt_id", "prompt", "seed", "method"], dropna=False, sort=False).size()
+        wide = pd.DataFrame(counts.unstack("method")).reindex(columns=having)
+        for method in having:
+            absent = Counter(wide.index[wide[method].isna().to_numpy()].get_level_values("prompt"))
+            found += [f"{method} on {prompt!r} ({metric} of {n} images)" for prompt, n in absent.items()]
+    return found
+
+
 def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str], allow_missing: bool) -> Cells:
     keys = ["prompt_id", "prompt", "seed", "method"]  # a pivot table would take every prompt with every prompt's id
     wide = part.groupby(keys, dropna=False)["value"].mean().unstack("method")
@@ -100,7 +114,7 @@ def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str
     if full:
         grids = {method: whole[method].unstack("seed") for method in methods}
     else:  # each prompt counts by its mean; every prompt with every seed of all would be millions of cells
-        means = whole.groupby(["prompt_id", "prompt"], dropna=False).mean()
+        means = pd.DataFrame(whole.groupby(["prompt_id", "prompt"], dropna=False).mean())
         grids = {method: means[[method]] for method in methods}
     matrices = {method: grid.to_numpy(np.float64) for method, grid in grids.items()}
     first, own = next(iter(matrices.values())), count > 1 and len(whole) == seeds.nunique(dropna=False)

@@ -19,7 +19,7 @@ from analysis.plan import PLAIN
 from analysis.running.units import Cell, Planned, file_name, fitting
 from analysis.running.worker import TRACES
 from analysis.score_folders import chosen_protocols, compares_sets, reference_pictures, score_pictures, set_rows
-from analysis.scoreboard import cells, pairwise, picture_values, scoreboard
+from analysis.scoreboard import cells, lacking, pairwise, picture_values, scoreboard
 from metrics.pictures import Picture, Problem
 from metrics.protocols import Protocol
 from tracer.merge import Part, merge
@@ -70,9 +70,15 @@ class PartResults:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether all methods have all prompts and seeds."""
+        """Whether all methods have all prompts and seeds, and every image has its scores."""
         counts = self.images.groupby("method").size()
-        return len(set(counts)) == 1 and set(counts.index) == set(self.methods)
+        return len(set(counts)) == 1 and set(counts.index) == set(self.methods) and not self.unscored
+
+    @cached_property
+    def unscored(self) -> tuple[str, ...]:
+        """What is missing of the scores that other methods have: a line per metric, method and prompt."""
+        lines = lacking(self.values, self.methods, PLAIN)
+        return tuple(f"{self.planned.part.name}: {line}" for line in lines)
 
     @cached_property
     def board(self) -> pd.DataFrame:

@@ -140,6 +140,9 @@ def run(
     ledger = rows_of(folder)
     draw_reference(experiment, folder)  # here, where it is needed: shards run at the same time, in the same folder
     found = [part_results(folder, experiment, one, ledger, reference, how.device, console) for one in parts]
+    unscored = [line for part in found for line in part.unscored]
+    if unscored and not how.allow_missing:
+        raise Incomplete(f"{_listed(unscored)}; --allow-missing compares each method on what it has")
     return RunResults(experiment, folder, digest_of(spec), tuple(found), failed, tuple(notes))
 
 
