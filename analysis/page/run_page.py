@@ -170,6 +170,7 @@ def _shown(gallery: Gallery, packed: Packed) -> dict[str, Any]:
         "sheets": [base64.b64encode(sheet.webp).decode() for sheet in packed.sheets],
         "linked": gallery.folder is not None,
         "images": len(gallery.entries),
+        "of": gallery.of,
         "rows": len(rows),
         "baseline": names[baseline],
         "others": [(place, name) for place, name in enumerate(names) if place != baseline],
