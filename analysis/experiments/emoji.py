@@ -42,7 +42,7 @@ LAYERS: dict[str, Method] = {
     "all": replace(REGULATION, layers="*"),
 }
 DOSES: dict[str, Method] = {f"boost {amount}": Boost(amount) for amount in (0.25, 0.5, 1.0, 2.0, 4.0)}
-TRACED = {name: TUNED[name] for name in ("attend-and-excite", "regulation")}
+TRACED = {name: TUNED[name] for name in ("syngen", "attend-and-excite", "regulation")}  # composable cannot be
 
 
 def _templates(name: str, methods: dict[str, Method], **more: object) -> Part:

@@ -237,5 +237,6 @@ def _costs(one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
         images=("images", "sum"), seconds=("seconds", "sum"), passes=("passes", "sum"),
         gradient_passes=("gradient_passes", "sum"), peak_bytes=("peak_bytes", "max"),
     )  # fmt: skip
-    sums = sums.reset_index()
-    return sums[sums["prompt_id"].isin(sums.loc[sums["method"] == PLAIN, "prompt_id"])].reset_index(drop=True)
+    sums = pd.DataFrame(sums.reset_index())
+    paired = sums["prompt_id"].isin(sums.loc[sums["method"] == PLAIN, "prompt_id"])
+    return sums.loc[paired].reset_index(drop=True)
