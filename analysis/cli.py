@@ -96,6 +96,9 @@ def compare(
         bool, typer.Option("--search", help="Search hyper-parameters on the tune half, test on the other.")
     ] = False,
     model: Model = "emoji",
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Of two runs: compare on the images that there are.")
+    ] = False,
 ) -> None:
     """Measure whether methods help, over animal pairs and seeds; or set two runs side by side."""
     prompts = animal_pairs()
@@ -103,7 +106,7 @@ def compare(
         if runs_given:
             if len(runs_given) != 2:
                 raise ValueError(f"two runs can be compared, got {len(runs_given)}")
-            compare_runs(*runs_given, Console())
+            compare_runs(*runs_given, Console(), allow_missing)
             return
         methods = {name: known(name).method for name in method or ["regulation"]}
         if search and len(methods) > 1:

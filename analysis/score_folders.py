@@ -156,12 +156,13 @@ def world_of(pictures: Sequence[Picture]) -> World:
 
 
 def reference_pictures(folder: Path) -> list[Picture]:
-    """Return the images of a folder and its folders, of which nothing else is known.
+    """Return the images of a folder and its folders, of which nothing else is known; hidden files are none.
 
     Raises:
         ValueError: there is no image.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    paths = sorted(path for path in files if path.is_file())
     if not paths:
         raise ValueError(f"{folder} must hold images, got none")
     return [Picture(path, "", None, REFERENCE, str(path.relative_to(folder))) for path in paths]

@@ -3,13 +3,15 @@
 Conventions:
     Prompts and seeds are both drawn from many: where all prompts have the same two or more seeds, intervals and tests
     are two-way (`analysis.stats.two_way_interval`); else they are over prompts, and hold for these seeds only; of a
-    single prompt they are over its seeds, and hold for it only. The column `interval` says which.
+    single prompt they are over its seeds, and hold for it only. Where no two prompts share a seed they are over prompts
+    and seeds, which are drawn together. The column `interval` says which.
     p-values are corrected by Holm over all differences of the table.
     Methods are compared on the same prompts and seeds. A missing picture is an error, or, if that is allowed, its cell
     is left out for all methods.
     LPIPS tells how far an image is from the baseline's: less is closer, not better.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from tracer.store import Store
 
 SEED = 2411_00640
 TWO_WAY, PROMPTS, SEEDS = "prompts and seeds", "prompts; these seeds only", "seeds; this prompt only"
+OWN = "prompts, each with seeds of its own"
 
 Matrix = Float[np.ndarray, "prompt seed"]
 
@@ -41,6 +44,7 @@ class Cells:
     by_method: Mapping[str, Matrix]
     images: int
     crossed: bool  # all prompts have the same seeds, at least two
+    own: bool = False  # no two prompts have a seed in common
 
 
 def picture_values(store: Store, protocols: Sequence[Protocol], methods: Sequence[str], baseline: str) -> pd.DataFrame:
@@ -80,6 +84,19 @@ def cells(values: pd.DataFrame, methods: Sequence[str], baseline: str, allow_mis
     return parts
 
 
+def lacking(values: pd.DataFrame, methods: Sequence[str], baseline: str) -> list[str]:
+    """Return what is missing of the values, a line per metric, method and prompt; arguments as in `cells`."""
+    found = []
+    for metric, part in values.dropna(subset="value").groupby("metric", sort=False):
+        having = [method for method in methods if method != baseline or not str(metric).startswith("lpips")]
+        counts = part.groupby(["protocol", "prompt_id", "prompt", "seed", "method"], dropna=False, sort=False).size()
+        wide = pd.DataFrame(counts.unstack("method")).reindex(columns=having)
+        for method in having:
+            absent = Counter(wide.index[wide[method].isna().to_numpy()].get_level_values("prompt"))
+            found += [f"{method} on {prompt!r} ({metric} of {n} images)" for prompt, n in absent.items()]
+    return found
+
+
 def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str], allow_missing: bool) -> Cells:
     keys = ["prompt_id", "prompt", "seed", "method"]  # a pivot table would take every prompt with every prompt's id
     wide = part.groupby(keys, dropna=False)["value"].mean().unstack("method")
@@ -91,13 +108,17 @@ def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str
     whole = wide.dropna()
     if whole.empty:
         raise Unbalanced(f"methods must share at least one prompt and seed, {', '.join(methods)} share none ({metric})")
-    grids = {method: whole[method].unstack("seed") for method in methods}
-    full = not next(iter(grids.values())).isna().to_numpy().any()
-    if not full:  # prompts with seeds of their own: each counts by its mean
-        grids = {method: grid.mean(axis=1).to_frame() for method, grid in grids.items()}
+    prompts, seeds = whole.index.droplevel("seed"), whole.index.get_level_values("seed")
+    count = prompts.nunique(dropna=False)
+    full = len(whole) == count * seeds.nunique(dropna=False)
+    if full:
+        grids = {method: whole[method].unstack("seed") for method in methods}
+    else:  # each prompt counts by its mean; every prompt with every seed of all would be millions of cells
+        means = pd.DataFrame(whole.groupby(["prompt_id", "prompt"], dropna=False).mean())
+        grids = {method: means[[method]] for method in methods}
     matrices = {method: grid.to_numpy(np.float64) for method, grid in grids.items()}
-    first = next(iter(matrices.values()))
-    return Cells(metric, protocol, matrices, len(whole), full and min(first.shape) > 1)
+    first, own = next(iter(matrices.values())), count > 1 and len(whole) == seeds.nunique(dropna=False)
+    return Cells(metric, protocol, matrices, len(whole), full and min(first.shape) > 1, own)
 
 
 def scoreboard(parts: Sequence[Cells], baseline: str) -> pd.DataFrame:
@@ -149,7 +170,7 @@ def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:
         "prompts": len(values),
         "seeds": values.shape[1],
         "images": part.images,
-        "interval": TWO_WAY if part.crossed else SEEDS if len(values) == 1 else PROMPTS,
+        "interval": TWO_WAY if part.crossed else SEEDS if len(values) == 1 else OWN if part.own else PROMPTS,
         **_interval(values, part.crossed).columns("value"),
     }
     plain = part.by_method.get(baseline)

@@ -32,6 +32,7 @@ class AttendAndExcite(Guidance):
     """
 
     name: ClassVar[str] = "attend-and-excite"
+    needs_targets: ClassVar[bool] = True
     refine_at: tuple[tuple[float, float | None], ...] = ((0.0, 0.05), (0.2, 0.5), (0.4, 0.8))
     until_end: bool = False
     pieces: str = "all"

@@ -50,6 +50,7 @@ class AttentionRegulation(Objective, Method):
 
     name: ClassVar[str] = "regulation"
     kinds: ClassVar[tuple[Kind, ...]] = ("attention edit",)
+    needs_targets: ClassVar[bool] = True
     layers: str | tuple[str, ...] = LAST_DOWN_FIRST_UP
     per_transformer: int | None = 1
     until: float = 0.5

@@ -35,6 +35,7 @@ class Boost(Method):
 
     name: ClassVar[str] = "boost"
     kinds: ClassVar[tuple[Kind, ...]] = ("attention edit",)
+    needs_targets: ClassVar[bool] = True
     amount: float = 1.0
     layers: str | tuple[str, ...] = LAST_DOWN_FIRST_UP
     per_transformer: int | None = 1

@@ -93,6 +93,7 @@ class DivideAndBind(Guidance):
     """
 
     name: ClassVar[str] = "divide-and-bind"
+    needs_targets: ClassVar[bool] = True
     refine_at: tuple[tuple[float, float | None], ...] = ((0.0, 0.05), (0.2, 0.2), (0.4, 0.3))
     scaled: bool = True
     needless: bool = False

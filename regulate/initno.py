@@ -55,6 +55,7 @@ class InitNO(Method):
 
     name: ClassVar[str] = "initno"
     kinds: ClassVar[tuple[Kind, ...]] = ("initial noise",)
+    needs_targets: ClassVar[bool] = True
     layers: str | tuple[str, ...] = LAST_DOWN_SIZE
     cross: float = 0.2
     own: float = 0.3

@@ -195,17 +195,25 @@ class Method:
         name: in traces and tables.
         kinds: of its interventions.
         edits_guidance: whether its edits act in the extra passes of a guidance too, not in sampling passes alone.
+        needs_targets: whether it acts on targets, and has nothing to do for a prompt without any.
     """
 
     name: ClassVar[str] = "plain"
     kinds: ClassVar[tuple[Kind, ...]] = ()
     edits_guidance: ClassVar[bool] = False
+    needs_targets: ClassVar[bool] = False
 
     def check(self, subjects: tuple[Subject, ...]) -> None:
         """Raise ValueError if the method cannot act on these subjects; called before anything is hooked or written."""
 
     def standing(self, subject: Subject) -> Standing:
-        """Return whether the method has anything to do for an image."""
+        """Return whether the method has anything to do for an image: "no-op" without a target, where it acts on these.
+
+        To ask for a single such prompt is an error all the same, see `check`; in a set of thousands it is no reason to
+        refuse the others.
+        """
+        if self.needs_targets and not subject.targets:
+            return Standing("no-op", "it has no target")
         return ACTS
 
     def interventions(

@@ -116,6 +116,7 @@ class PredicatedDiffusion(Guidance):
     """
 
     name: ClassVar[str] = "predicated"
+    needs_targets: ClassVar[bool] = True
     shrinks: bool = False
     scaled: bool = True
     needless: bool = False

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ def digest(image: Any) -> str:
 def write_image(image: Image.Image, path: Path) -> str:
     """Write an image, whole or not at all, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.partial{path.suffix}")  # others may write the same
     image.save(partial)
     partial.replace(path)
     return str(path)

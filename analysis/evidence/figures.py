@@ -74,6 +74,8 @@ def prediction_panels(table: pd.DataFrame, prediction: Prediction, bins: pd.Data
     bar = figure.colorbar(left.images[0], ax=left, location="bottom", shrink=0.8, aspect=30, pad=0.02)
     bar.outline.set_linewidth(0.5)
     _spread_of_layers(middle, table)
+    names = {"handles": middle.get_legend_handles_labels()[0], "title": "lines in the middle", "title_fontsize": 7}
+    figure.legend(**names, loc="outside upper center", ncols=min(8, len(layers)), frameon=False, handlelength=1.2)
     _reliability(right, prediction, bins)
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
@@ -91,8 +93,6 @@ def _spread_of_layers(axes: Axes, table: pd.DataFrame) -> None:
     axes.set(ylim=(0, 1), xlabel="step", title="missing one has less")
     count = table["smaller_images"].max()
     axes.text(0.02, 0.02, f"{count} images; grey: mean interval", transform=axes.transAxes, fontsize=6.5)
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "ncols": 3, "columnspacing": 0.8}
-    axes.legend(frameon=False, fontsize=6, handlelength=1.2, **below)
 
 
 def _reliability(axes: Axes, prediction: Prediction, bins: pd.DataFrame) -> None:

@@ -38,7 +38,9 @@ LAYERS = "SELECT path, map_h, map_w FROM layers WHERE run_id = $run ORDER BY lay
 Box = Float[np.ndarray, "_ 4"]
 
 
-def pointing_table(store: Store, protocol: str, boxes: pd.DataFrame | None = None) -> pd.DataFrame:
+def pointing_table(
+    store: Store, protocol: str, boxes: pd.DataFrame | None = None, method: str | None = None
+) -> pd.DataFrame:
     """Return a row per image, word with a box, step and layer, of the runs that kept maps.
 
     Args:
@@ -46,6 +48,7 @@ def pointing_table(store: Store, protocol: str, boxes: pd.DataFrame | None = Non
         protocol: name of the reading of detections.
         boxes: the objects' places where they are known: run_id, sample, word_idx, left, top, right, bottom in pixels;
             None for the detector's boxes of found targets.
+        method: whose images; None for all, which takes as many times as long.
 
     Returns:
         Columns run_id, sample, method, prompt, seed, word_idx, word, step, layer, number (of the layer), hit, mass,
@@ -56,6 +59,7 @@ def pointing_table(store: Store, protocol: str, boxes: pd.DataFrame | None = Non
     """
     asked = {"protocol": protocol}
     images = store.sql(IMAGES, asked)
+    images = images if method is None else images[images["method"] == method]
     words = store.sql(f"{TARGET_WORDS} ORDER BY run_id, sample, word_idx", asked)
     words = words[words["found"]] if boxes is None else words.drop(columns=BOX).merge(boxes, on=KEY)
     words = words.merge(images, on=["run_id", "sample"], suffixes=("", "_image")).dropna(subset=BOX)

@@ -29,6 +29,8 @@ class Part:
         prompts: a prompt set by name, or the path of its file; or prompts, whose texts are their ids.
         methods: by name; "plain" is added in front where it is missing.
         seeds: of each prompt, the same for all.
+        own_seeds: no two prompts have a seed in common: each one's are moved on by its place in the set. For sets of
+            one image a prompt, which would all be made from the same noise.
         model: a short name, a folder, or a hub id.
         dtype: of its weights, one of `DTYPES`; half precision is for graphics cards.
         steps: of the scheduler.
@@ -54,6 +56,7 @@ class Part:
     options: Mapping[str, object] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
     traced: Mapping[str, Capture] = field(default_factory=dict)
+    own_seeds: bool = False
 
     def __post_init__(self) -> None:
         """Put "plain" first, and refuse what cannot be run."""
@@ -72,6 +75,10 @@ class Part:
         object.__setattr__(self, "methods", {PLAIN: Method()} | dict(self.methods))
         if strangers := set(self.traced) - set(self.methods):
             raise ValueError(f"traced must be some of {', '.join(self.methods)}, got {', '.join(sorted(strangers))}")
+
+    def seeds_at(self, place: int) -> tuple[int, ...]:
+        """Return the seeds of the prompt at a place of its set, counted from 0."""
+        return tuple(seed + place * (max(self.seeds) + 1) for seed in self.seeds) if self.own_seeds else self.seeds
 
 
 @dataclass(frozen=True)

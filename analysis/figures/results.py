@@ -52,6 +52,8 @@ def forest(board: pd.DataFrame, metric: str, caption: str = "", width: float = W
     style.label_x(axes, f"difference to {BASELINE}'s {what}{points}", key)
     signs = [[style.signed(value, measure.digits) for value in end] for end in ends]
     numbers = {"difference [95 %]": [f"{a} [{b}, {c}]" for a, b, c in zip(*signs, strict=True)]}
+    if "images" in rows and len(set(rows["images"])) > 1:  # each on the images that it shares with the baseline
+        numbers["n"] = [f"{count}" for count in rows["images"]]
     numbers["p (Holm)"] = ["< 0.001" if p < 0.001 else f"{p:.3f}" for p in rows["p_holm"]]
     style.columns_beside(axes, {"": signs[0]} if width == NARROW else numbers)
     return figure

@@ -50,7 +50,9 @@ def prediction(results: RunResults) -> Iterator[Made]:
         table, bins = auc_by_step(shares), reliability(found.images)
         yield _figure(
             results, part, "prediction", "Does dominance foretell a missing object?",
-            "Left: the area under the ROC curve of the dominant target's share, by step and layer. Middle: how often "
+            "Left: the area under the ROC curve of the dominant target's share, by step and layer; squares mark where "
+            "the logarithm of the largest share over the smallest told most, on the other prompts than part 1 or 2. "
+            "Middle: how often "
             "the missing target is the one with the smaller share. Right: what a logistic curve foretells of prompts "
             f"that it was not fitted to, against what happened; its squared error is {found.gain.estimate:.3f} "
             f"[{found.gain.low:.3f}, {found.gain.high:.3f}] below that of foretelling the mean.",
@@ -88,12 +90,12 @@ def pointing(results: RunResults) -> Iterator[Made]:
     """Yield whether the maps are about the objects."""
     for part in _traced(results):
         with Store.open(part.store) as store:
-            table = pointing_table(store, part.protocol("detection_rate"))
-        table = pointing_means(table[table["method"] == PLAIN])
+            table = pointing_means(pointing_table(store, part.protocol("detection_rate"), method=PLAIN))
         yield _figure(
             results, part, "pointing", "Are the maps about the objects?",
             "How often a word's highest cell lies in the box that the detector found for it, and how much of its map "
-            "does, beside what a map without any idea of the object would give.",
+            "does, beside what a map without any idea of the object would give: the box's share of the image. Where "
+            "objects of a generated image truly lie nobody knows; targets that the detector missed have no box.",
             partial(figures.pointing_over_steps, table),
         )  # fmt: skip
 
@@ -103,11 +105,13 @@ def dose(results: RunResults) -> Iterator[Made]:
     for part in _traced(results):
         strengths = {PLAIN: 0.0} | {name: float(name.split()[-1]) for name in part.methods if name != PLAIN}
         shares = _shares(part)
-        doses = dose_frame(shares, strengths, shares.steps[len(shares.steps) // 2])
+        step = shares.steps[len(shares.steps) // 2]
+        doses = dose_frame(shares, strengths, step)
         means, trend = dose_means(doses), dose_trend(doses)
         yield _figure(
             results, part, "dose", "Do dominance and detection follow the strength of the edit?",
-            "The same prompts and seeds at every strength; 0 is the plain model. 95 % intervals over prompts.",
+            f"The same prompts and seeds at every strength; 0 is the plain model. Dominance is taken at step {step}, "
+            "as the mean over layers. 95 % intervals over prompts.",
             partial(figures.dose_response, means, trend),
         )  # fmt: skip
 

@@ -1,13 +1,16 @@
 """How methods compare: the paper's tables, and figures of rates, differences, costs and thresholds."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from math import nan
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.results import forest, outcome_bars, pareto, seed_strips, threshold_curves
 from analysis.outputs.made import Made, MadeFigure, MadeTable
+from analysis.paper.cells import Number, PaperTable
+from analysis.paper.costs import cost_numbers, cost_tables
 from analysis.paper.tables import method_table, model_table, set_metric_table
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
@@ -25,31 +28,38 @@ ORDER BY list_position($methods, p.method), p.prompt, p.seed, v.target"""
 
 def method_tables(results: RunResults) -> Iterator[Made]:
     """Yield the table of methods by prompt sets, as Table 1."""
-    boards = {part.title: part.board for part in results.parts}
-    table = method_table(
-        boards,
-        costs_of(results),
-        {part.title: part.not_applicable for part in results.parts},
-        values={part.title: part.values for part in results.parts} if all(p.whole for p in results.parts) else None,
+    yield MadeTable("methods", "Methods", table_of(results))
+
+
+def table_of(results: RunResults) -> PaperTable:
+    """Return the table of methods by prompt sets, whose tests are one family."""
+    return method_table(
+        {part.title: part.board for part in results.parts}, costs_of(results), _absent(results), values=_values(results)
     )
-    yield MadeTable("methods", "Methods", table)
 
 
-def costs_of(results: RunResults) -> pd.DataFrame | None:
-    """Return what methods cost on the first part's prompts, if it was timed."""
-    costs = results.parts[0].costs
-    paired = costs.loc[costs["prompt_id"].isin(costs.loc[costs["method"] == PLAIN, "prompt_id"])]
-    return paired if len(set(paired["method"])) > 1 else None
+def costs_of(results: RunResults) -> dict[str, pd.DataFrame]:
+    """Return what methods cost, by the title of each part that was timed."""
+    return {part.title: part.costs for part in results.parts if len(set(part.costs["method"])) > 1}
 
 
 def model_tables(results: RunResults) -> Iterator[Made]:
-    """Yield a table of methods by models for each metric, as Table 3 and the appendix."""
-    boards = {part.title: part.board for part in results.parts}
-    absent = {part.title: part.not_applicable for part in results.parts}
-    values = {part.title: part.values for part in results.parts} if all(p.whole for p in results.parts) else None
+    """Yield a table of methods by models for each metric and cost, as Table 3 and the appendix."""
+    boards, absent = {part.title: part.board for part in results.parts}, _absent(results)
     for metric in dict.fromkeys(metric for board in boards.values() for metric in board["metric"]):
-        table = model_table(boards, metric, absent, values=values)
+        table = model_table(boards, metric, absent, values=_values(results))
         yield MadeTable(f"models-{metric}", f"Models: {table.columns[0].group}", table)
+    costs = {title: cost_numbers(frame, PLAIN) for title, frame in costs_of(results).items()}
+    for metric, table in cost_tables(costs, results.experiment.world, absent).items():
+        yield MadeTable(f"models-{metric}", f"Models: {table.columns[0].group}", table)
+
+
+def _absent(results: RunResults) -> dict[str, tuple[str, ...]]:
+    return {part.title: part.not_applicable for part in results.parts}
+
+
+def _values(results: RunResults) -> dict[str, pd.DataFrame] | None:
+    return {part.title: part.values for part in results.parts} if all(p.whole for p in results.parts) else None
 
 
 def set_tables(results: RunResults) -> Iterator[Made]:
@@ -60,7 +70,12 @@ def set_tables(results: RunResults) -> Iterator[Made]:
 
 
 def forests(results: RunResults) -> Iterator[Made]:
-    """Yield the paired differences to plain in detection rate and CLIP score."""
+    """Yield the paired differences to plain in detection rate and CLIP score; significant where the table says so."""
+    p_holm = {
+        (column.source, column.metric, row.method): cell.p_holm
+        for row, column, cell in table_of(results).numbers()
+        if isinstance(cell, Number)
+    }
     for part in results.parts:
         for metric in ("detection_rate", "clip_cos"):
             if metric in set(part.board["metric"]) and len(part.methods) > 1:
@@ -68,8 +83,14 @@ def forests(results: RunResults) -> Iterator[Made]:
                     results, part, f"differences-{metric}", f"Differences to {PLAIN}, {_words(metric)}",
                     "Each method against the plain images of the same prompts and seeds, with 95 % intervals; filled "
                     "where the difference is significant after Holm's correction over the table.",
-                    partial(forest, part.board, metric),
+                    partial(forest, _in_family(part, p_holm), metric),
                 )  # fmt: skip
+
+
+def _in_family(part: PartResults, p_holm: Mapping[tuple[str, str, str], float]) -> pd.DataFrame:
+    """Return a part's board with p-values corrected over the whole table, in which other parts may stand too."""
+    keys = [(part.title, row.metric, row.method) for row in part.board.itertuples()]
+    return part.board.assign(p_holm=[p_holm.get(key, nan) for key in keys])
 
 
 def paretos(results: RunResults) -> Iterator[Made]:
@@ -115,7 +136,8 @@ def thresholds(results: RunResults) -> Iterator[Made]:
 def seeds(results: RunResults) -> Iterator[Made]:
     """Yield each seed's mean."""
     for part in results.parts:
-        crossed = part.whole and len(part.planned.part.seeds) > 1 and len(set(part.images["prompt"])) > 1
+        plan = part.planned.part
+        crossed = part.whole and len(plan.seeds) > 1 and not plan.own_seeds and len(set(part.images["prompt"])) > 1
         if crossed and _detected(part):
             yield _figure(
                 results, part, "seeds", "How much the seed matters",
@@ -129,6 +151,9 @@ def _figure(
 ) -> MadeFigure:
     prompts, count = part.images["prompt"].nunique(), len(part.planned.part.seeds)
     caption = f"{WORLDS[results.experiment.world]}{part.title}, {prompts} prompts x {count} seeds."
+    if not part.whole:
+        images = part.board["images"]
+        caption += f" Of each method the images that it has in common with {PLAIN}: {images.min()} to {images.max()}."
     several = len(results.parts) > 1
     return MadeFigure(
         f"{name}-{part.planned.part.name}" if several else name,

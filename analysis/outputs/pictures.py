@@ -40,24 +40,33 @@ Key = tuple[str, str, int]
 
 
 def grids(results: RunResults) -> Iterator[Made]:
-    """Yield the same prompts and seeds under every method, as Figure 4."""
+    """Yield the same prompts and seeds under every method, as Figure 4, without and with the detector's boxes."""
     for part in results.parts:
         prompts = list(dict.fromkeys(part.images["prompt"]))
         places = np.unique(np.linspace(0, len(prompts) - 1, min(PROMPTS, len(prompts))).round().astype(int))
-        seeds = part.planned.part.seeds[:SEEDS]
-        shown = [(method, prompts[place], seed) for method in part.methods for place in places for seed in seeds]
+        seeds = {prompt: sorted(rows["seed"].unique())[:SEEDS] for prompt, rows in part.images.groupby("prompt")}
+        columns = [(prompts[place], int(seed)) for place in places for seed in seeds[prompts[place]]]
+        there = set(part.images[["method", "prompt", "seed"]].itertuples(index=False, name=None))
+        shown = [(method, *column) for method in part.methods for column in columns if (method, *column) in there]
         pictures = _pictures(results.run, part, shown)
         yield _figure(
             results, part, "grid", "The same noise under every method",
             "Prompts are spread evenly over the set; frames, and words below an image, name what is not found in it.",
             partial(method_grid, pictures, _found(part)),
         )  # fmt: skip
+        yield _figure(
+            results, part, "grid-boxes", "Where the detector found the targets",
+            "The same images, with the box of each target that counts as found.",
+            partial(method_grid, pictures, _found(part), boxes=True),
+        )  # fmt: skip
 
 
 def paired(results: RunResults) -> Iterator[Made]:
     """Yield plain images beside those of each method, as Figure 1."""
     for part in results.parts:
-        keys = list(part.images[["prompt", "seed"]].drop_duplicates().itertuples(index=False, name=None))[:PAIRS]
+        every = part.images[["prompt", "seed"]].drop_duplicates()
+        some = every.groupby("prompt", sort=False).head(max(1, PAIRS // every["prompt"].nunique()))  # of each as many
+        keys = list(some.itertuples(index=False, name=None))[:PAIRS]
         for method in part.methods:
             if method != PLAIN:
                 shown = [(name, *key) for name in (PLAIN, method) for key in keys]

@@ -6,11 +6,13 @@ Conventions: ``tables/<name>.csv``, ``.md``, ``.html``, ``.tex``; ``figures/<nam
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
+from analysis.experiments.experiment import Part
 from analysis.figures import files as figure_files
 from analysis.outputs import dominance, method_results, pictures
 from analysis.outputs.made import Made, MadeFigure, MadeTable
@@ -43,7 +45,7 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
     "pointing": dominance.pointing,
     "dose": dominance.dose,
 }
-LARGEST_GALLERY = 20_000  # images on the page
+LARGEST_GALLERY = 20_000  # images on the page; of more, some prompts' are shown
 
 
 def publish(results: RunResults, console: Console | None = None) -> Path:
@@ -82,7 +84,7 @@ def _drawing(run: Path, one: MadeFigure) -> Drawing:
 
 
 def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[Drawing, ...]) -> RunPage:
-    experiment = results.experiment
+    experiment, gallery = results.experiment, _gallery(results)
     protocols = {
         metric: str(rows["protocol"].iat[0])
         for part in results.parts
@@ -94,12 +96,12 @@ def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[D
         world=experiment.world,
         command=f"attnreg run {experiment.name}",
         digest=results.spec,
-        notices=tuple(_notices(results)),
+        notices=(*_notices(results), *_left_out(gallery)),
         tables=tables,
         drawings=drawings,
         protocols=protocols,
         settings=dict(_settings(results)),
-        gallery=_gallery(results),
+        gallery=gallery,
     )
 
 
@@ -121,19 +123,32 @@ def _notices(results: RunResults) -> Iterator[Notice]:
         yield Notice("note", note)
 
 
+def _left_out(gallery: Gallery | None) -> Iterator[Notice]:
+    if gallery and gallery.of:
+        yield Notice(
+            "note",
+            f"the gallery shows {len(gallery.entries):,} of {gallery.of:,} images: of prompts spread evenly over the "
+            "sets; all are in the run's folder",
+        )
+
+
 def _settings(results: RunResults) -> Iterator[tuple[str, str]]:
     for one in results.parts:
         part, before = one.planned.part, f"{one.title}: " if len(results.parts) > 1 else ""
         yield f"{before}model", one.planned.model[0]
         yield f"{before}prompts", f"{one.images['prompt'].nunique()}, {one.planned.prompts.source}"
-        yield f"{before}sampler", f"{part.steps} steps, guidance {part.guidance:g}, seeds {_range(part.seeds)}"
+        yield f"{before}sampler", f"{part.steps} steps, guidance {part.guidance:g}, seeds {seeds_in_words(part)}"
         for name in one.methods:
             method = part.methods[name]
             constants = ", ".join(f"{key} {value}" for key, value in method.parameters().items())
             yield f"{before}{name}", constants or ("stock diffusers" if name == PLAIN else method.name)
 
 
-def _range(seeds: tuple[int, ...]) -> str:
+def seeds_in_words(part: Part) -> str:
+    """Return a part's seeds as one reads them."""
+    seeds = part.seeds
+    if part.own_seeds:
+        return f"{len(seeds)} a prompt, of its own: its place in the set"
     if len(seeds) > 1 and seeds == tuple(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]} to {seeds[-1]}"
     return ", ".join(map(str, seeds))
@@ -141,11 +156,23 @@ def _range(seeds: tuple[int, ...]) -> str:
 
 def _gallery(results: RunResults) -> Gallery | None:
     entries = [entry for part in results.parts for entry in _entries(part)]
-    if not entries or len(entries) > LARGEST_GALLERY:
+    if not entries:
         return None
+    shown = spread_entries(entries, LARGEST_GALLERY)
     methods = tuple(dict.fromkeys(name for part in results.parts for name in part.planned.part.methods))
     absent = {part.title: part.not_applicable for part in results.parts}
-    return Gallery(tuple(entries), methods, PLAIN, not_applicable=absent, folder=results.run)
+    total = len(entries) if len(shown) < len(entries) else 0
+    return Gallery(tuple(shown), methods, PLAIN, not_applicable=absent, folder=results.run, of=total)
+
+
+def spread_entries(entries: Sequence[Entry], most: int) -> Sequence[Entry]:
+    """Return the entries of so many prompts, spread evenly over them, that no more than `most` are left."""
+    prompts = list(dict.fromkeys(entry.row[:3] for entry in entries))
+    if len(entries) <= most:
+        return entries
+    count = max(1, len(prompts) * most // len(entries))
+    chosen = {prompts[place] for place in np.linspace(0, len(prompts) - 1, count).round().astype(int).tolist()}
+    return [entry for entry in entries if entry.row[:3] in chosen][:most]
 
 
 def _entries(part: PartResults) -> list[Entry]:

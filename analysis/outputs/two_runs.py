@@ -11,19 +11,25 @@ from rich.console import Console
 from analysis.paper import files as table_files
 from analysis.paper.tables import PaperTable, comparison_table
 from analysis.plan import PLAIN
-from analysis.scoreboard import pairwise
+from analysis.scoreboard import Unbalanced, lacking, pairwise
 from tracer.store import Store
 
+SHOWN = 10  # missing cells that an error names
 
-def compare_runs(first: Path, second: Path, console: Console | None = None) -> list[PaperTable]:
+
+def compare_runs(
+    first: Path, second: Path, console: Console | None = None, allow_missing: bool = False
+) -> list[PaperTable]:
     """Return a table per metric for every pair of parts of one name, and print them.
 
     Args:
         first: folder of a run.
         second: of another.
         console: where the tables go.
+        allow_missing: compare method by method on what there is, with the numbers shown.
 
     Raises:
+        Unbalanced: methods of a run lack images that others of it have, and that is not allowed; with the list of them.
         ValueError: a folder holds no run, or the two have no part in common.
     """
     titles = _titles(first, second)
@@ -34,15 +40,29 @@ def compare_runs(first: Path, second: Path, console: Console | None = None) -> l
     tables = []
     for name in common:
         values = {title: _values(folder / f"{name}.duckdb") for title, folder in titles.items()}
+        if not allow_missing:
+            _check_whole(values)
         boards = {
             title: pairwise(frame, list(dict.fromkeys(frame["method"])), PLAIN) for title, frame in values.items()
         }
         for metric in _metrics(boards):
-            table = comparison_table(boards, metric, values)
+            table = comparison_table(boards, metric, values, shared=allow_missing)
             tables.append(table)
             if console:
                 console.print(table_files.markdown_of(table), markup=False, highlight=False, soft_wrap=True)
     return tables
+
+
+def _check_whole(values: dict[str, pd.DataFrame]) -> None:
+    absent = [
+        f"{title}: {line}"
+        for title, frame in values.items()
+        for line in lacking(frame, list(dict.fromkeys(frame["method"])), PLAIN)
+    ]
+    if absent:
+        more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        listed = "; ".join(absent[:SHOWN])
+        raise Unbalanced(f"cells are missing: {listed}{more}; --allow-missing compares on what there is")
 
 
 def _spec(run: Path) -> dict[str, Any]:

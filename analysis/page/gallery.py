@@ -86,6 +86,7 @@ class Gallery:
         names: display names of methods, for those that have one.
         not_applicable: a set's methods that cannot be used on it.
         folder: where the page will lie; images that are not shown as they are link from there to their files.
+        of: how many images there are, if these are some of them; 0 if they are all.
     """
 
     entries: tuple[Entry, ...]
@@ -94,6 +95,7 @@ class Gallery:
     names: Mapping[str, str] = field(default_factory=dict)
     not_applicable: Mapping[str, Collection[str]] = field(default_factory=dict)
     folder: Path | None = None
+    of: int = 0
 
     def __post_init__(self) -> None:
         """Check that every image has one place.

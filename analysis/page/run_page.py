@@ -27,6 +27,7 @@ ENLARGED, SIDE = (
     80,
     192,
 )  # pixels: images up to the first are shown twice as large, others at most as large as the second
+MOST_SEEDS = 100  # that one may choose from; of more, each prompt has its own
 FRAME, GAP = 6, 12  # pixels around and between images, as in the template
 World = Literal["emoji", "real"]
 Kind = Literal["failure", "no-op", "not applicable", "note"]
@@ -169,13 +170,14 @@ def _shown(gallery: Gallery, packed: Packed) -> dict[str, Any]:
         "sheets": [base64.b64encode(sheet.webp).decode() for sheet in packed.sheets],
         "linked": gallery.folder is not None,
         "images": len(gallery.entries),
+        "of": gallery.of,
         "rows": len(rows),
         "baseline": names[baseline],
         "others": [(place, name) for place, name in enumerate(names) if place != baseline],
         "picks": [
             ("set", "Set", list(enumerate(sets))),
             ("kind", "Kind", [(place, kind or "none") for place, kind in enumerate(kinds)]),
-            ("seed", "Seed", [(seed, seed) for seed in seeds]),
+            ("seed", "Seed", [(seed, seed) for seed in seeds] if len(seeds) <= MOST_SEEDS else []),
         ],
         "judged": any(entry.verdicts for entry in gallery.entries),
         "enlarged": longest <= ENLARGED,

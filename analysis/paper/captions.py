@@ -1,6 +1,6 @@
 """What stands below a paper's table: sets, sizes, protocols, what intervals are over, what bold and daggers mean."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from analysis.paper.cells import COSTS, HIGHER, LOWER, SIGNIFICANT, TIMES, Column, Number, Row, style_of
 
@@ -22,9 +22,11 @@ def caption(columns: Sequence[Column], rows: Sequence[Row], world: str, baseline
     first = {column: found[0] for column, found in numbers.items() if found and column.metric not in COSTS}
     measured = {column: number for column, number in first.items() if not column.difference}
     metrics = list(dict.fromkeys(column.metric for column in numbers))
+    sizes = {column: _sizes(numbers[column], baseline) for column in measured}
+    over = {column: " or ".join(dict.fromkeys(number.interval for number in numbers[column])) for column in first}
     parts = [
-        f"{_by_source(measured, _size, metrics)}." if measured else "",
-        f"Brackets: 95 % intervals over {_by_source(first, lambda number: number.interval, metrics)}." if first else "",
+        f"{_by_source(sizes, metrics)}." if measured else "",
+        f"Brackets: 95 % intervals over {_by_source(over, metrics)}." if first else "",
         _bold(numbers),
         _daggers(numbers, baseline),
         f"LPIPS is the distance to the image of {baseline}: less means fewer edits, not better."
@@ -58,15 +60,23 @@ def told(facts: Mapping[str, str]) -> str:
     return ", ".join(f"{fact} ({', '.join(key for key in facts if facts[key] == fact)})" for fact in distinct)
 
 
-def _by_source(first: Mapping[Column, Number], fact: Callable[[Number], str], metrics: Iterable[str]) -> str:
+def _by_source(facts: Mapping[Column, str], metrics: Iterable[str]) -> str:
     """Return a fact of each source: once if all have it in common, else with the metrics that it holds of."""
     told_of: dict[str, str] = {}
-    for source in dict.fromkeys(column.source for column in first):
-        mine = {column.metric: fact(number) for column, number in first.items() if column.source == source}
+    for source in dict.fromkeys(column.source for column in facts):
+        mine = {column.metric: fact for column, fact in facts.items() if column.source == source}
         titles = {style_of(metric).title: mine[metric] for metric in metrics if metric in mine}
         told_of[source] = told(titles)
     of = {fact: [source for source in told_of if told_of[source] == fact] for fact in told_of.values()}
     return "; ".join(f"{', '.join(sources)}: {fact}" if len(of) > 1 else fact for fact, sources in of.items())
+
+
+def _sizes(numbers: Sequence[Number], baseline: str) -> str:
+    """Return of how many prompts and images a column's numbers are."""
+    if not any(number.counted for number in numbers):
+        return _size(numbers[0])
+    least, most = (end(number.images or 0 for number in numbers) for end in (min, max))
+    return f"{least} to {most} images a method: n, those that it has in common with {baseline}"
 
 
 def _size(number: Number) -> str:

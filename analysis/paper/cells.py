@@ -108,6 +108,7 @@ class Number:
         p_holm: corrected over all differences of the table.
         p_best: of the difference to the best of the column, corrected over the column; 1 for the best itself.
         bold: whether it is the best, or not significantly worse.
+        counted: whether the column's numbers are of different images, so that each says of how many.
     """
 
     value: float
@@ -125,6 +126,7 @@ class Number:
     p_holm: float = nan
     p_best: float = nan
     bold: bool = False
+    counted: bool = False
 
     @property
     def mark(self) -> str:
@@ -151,6 +153,11 @@ class Column:
     def style(self) -> Style:
         """How its numbers are written."""
         return style_of(self.metric, self.difference)
+
+    def below(self, number: Number) -> str:
+        """Return what is printed in small type below a number: its interval, and its images if these differ."""
+        ends = self.style.interval(number)
+        return f"{ends} n {number.images}".strip() if number.counted else ends
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from analysis.paper.cells import TIMES, Cell, Column, Number, PaperTable, Row
 NARROW = 4  # columns that fit into one of two columns of text
 CORNER = "Method"
 FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%" + "\n"
-FACTS = tuple(field.name for field in fields(Number))
+FACTS = tuple(field.name for field in fields(Number) if field.name != "counted")  # images says how many, always
 HEADINGS = ("method", "label", "source", "metric", "of_difference", "cell", *FACTS, "world")
 
 _LATEX = {
@@ -189,7 +189,7 @@ def _latex_groups(table: PaperTable) -> list[str]:
 def _latex_row(row: Row, columns: Sequence[Column]) -> str:
     pairs = list(zip(columns, row.cells, strict=True))
     values = [_latex(row.label), *(_latex_cell(column, cell) for column, cell in pairs)]
-    ends = ["", *(_latex_number(c.style.interval(cell)) if isinstance(cell, Number) else "" for c, cell in pairs)]
+    ends = ["", *(_latex_number(c.below(cell)) if isinstance(cell, Number) else "" for c, cell in pairs)]
     below = [rf"{{\scriptsize {end}}}" if end else "" for end in ends]
     return " & ".join(values) + r" \\" + (f"\n{' & '.join(below)} \\\\" if any(ends) else "")
 
@@ -213,15 +213,13 @@ def _markdown(text: str) -> str:
 def _markdown_cell(column: Column, cell: Cell) -> str:
     if not isinstance(cell, Number):
         return cell
-    text, ends = column.style.text(cell.value), column.style.interval(cell)
+    text, ends = column.style.text(cell.value), column.below(cell)
     return (f"**{text}**" if cell.bold else text) + cell.mark + (f" <sub>{ends}</sub>" if ends else "")
 
 
 def _html_cell(column: Column, cell: Cell) -> str:
     if not isinstance(cell, Number):
         return "&ndash;" if cell == "--" else cell
-    text, ends = (
-        escape(part).replace("-", "&minus;") for part in (column.style.text(cell.value), column.style.interval(cell))
-    )
+    text, ends = (escape(part).replace("-", "&minus;") for part in (column.style.text(cell.value), column.below(cell)))
     mark = f"<sup>{cell.mark}</sup>" if cell.mark else ""
     return (f"<b>{text}</b>" if cell.bold else text) + mark + (f"<small>{ends}</small>" if ends else "")

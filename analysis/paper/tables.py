@@ -19,8 +19,8 @@ from types import MappingProxyType
 import pandas as pd
 
 from analysis.paper.captions import EMOJI, by_column, caption, protocols, told
-from analysis.paper.cells import COSTS, SIGNIFICANT, STYLES, Cell, Column, Number, PaperTable, Row, style_of
-from analysis.paper.costs import cost_numbers, costs_note
+from analysis.paper.cells import SIGNIFICANT, STYLES, Cell, Column, Number, PaperTable, Row, style_of
+from analysis.paper.costs import cost_numbers, costs_note, with_costs
 from analysis.scoreboard import cells, scoreboard
 from analysis.significance import holm
 
@@ -34,7 +34,7 @@ Boards = Mapping[str, pd.DataFrame]
 
 def method_table(
     boards: Boards,
-    costs: pd.DataFrame | None = None,
+    costs: pd.DataFrame | Boards | None = None,
     not_applicable: Mapping[str, Collection[str]] = NOWHERE,
     *,
     names: Mapping[str, str] | None = None,
@@ -46,7 +46,8 @@ def method_table(
 
     Args:
         boards: by the set's printed title.
-        costs: a row per method and prompt; columns method, prompt_id, images, seconds, passes, gradient_passes.
+        costs: a row per method and prompt; columns method, prompt_id, images, seconds, passes, gradient_passes; or such
+            frames by title: of several sets each has its overhead beside its metrics.
         not_applicable: methods that a set gives nothing to work with, by its title.
         names: methods' printed names, in the order of the rows.
         values: what the boards were made of, by title, for what is printed bold.
@@ -63,17 +64,13 @@ def method_table(
         for metric in metrics
         if metric in set(board["metric"])
     ]
-    rows, world = _rows(boards, columns, not_applicable, names or {}, values, baseline, costs)
+    timed = {"": costs} if isinstance(costs, pd.DataFrame) else dict(costs or {})
+    rows, world = _rows(boards, columns, not_applicable, names or {}, values, baseline, list(timed.values()))
     notes = []
-    if costs is not None:
-        dear = cost_numbers(costs, baseline)
-        found = [metric for metric in COSTS if any(metric in numbers for numbers in dear.values())]
-        columns += [Column("costs", metric, "Cost", style_of(metric).heading) for metric in found]
-        rows = [
-            replace(row, cells=row.cells + tuple(dear.get(row.method, {}).get(metric, "--") for metric in found))
-            for row in rows
-        ]
-        notes = [costs_note(costs, found, _label(baseline, names))]
+    if timed:
+        dear = {title: cost_numbers(frame, baseline) for title, frame in timed.items()}
+        columns, rows = with_costs(columns, rows, dear, not_applicable, named=len(boards) > 1)
+        notes = [costs_note(dear, _label(baseline, names))]
     return PaperTable(caption(columns, rows, world, _label(baseline, names), notes), tuple(columns), tuple(rows), world)
 
 
@@ -133,6 +130,7 @@ def comparison_table(
     *,
     names: Mapping[str, str] | None = None,
     baseline: str = PLAIN,
+    shared: bool = False,
 ) -> PaperTable:
     """Return two runs side by side, and how much higher the second is where both have the same prompts and seeds.
 
@@ -143,6 +141,7 @@ def comparison_table(
         not_applicable: as in `method_table`.
         names: as in `method_table`.
         baseline: the method that stands first.
+        shared: whether runs of which images are missing are compared on those that both have.
 
     Raises:
         ValueError: there are not two runs, or as in `model_table`.
@@ -154,10 +153,12 @@ def comparison_table(
     rows, world = _rows(boards, columns, not_applicable, names or {}, None, baseline)
     if not any(by_column(columns, rows).values()):
         raise ValueError(f"metric must be one of the boards', got {metric!r}")
-    rows = [_compared(row, _between(row, metric, values[first], values[second])) for row in rows]
+    rows = [_compared(row, _between(row, metric, values[first], values[second], shared)) for row in rows]
     columns.append(Column(f"{second} - {first}", metric, heading, "Difference", difference=True))
-    rows = _corrected(rows)
+    rows = _counted(_corrected(rows))
     notes = [f"Difference: {second} minus {first}, paired; -- where prompts, seeds or protocols are not the same."]
+    if shared:
+        notes = [f"Difference: {second} minus {first}, paired, of the images that both runs have."]
     return PaperTable(caption(columns, rows, world, first, notes), tuple(columns), tuple(rows), world)
 
 
@@ -168,7 +169,7 @@ def _rows(
     names: Mapping[str, str],
     values: Boards | None,
     baseline: str,
-    costs: pd.DataFrame | None = None,
+    costs: Sequence[pd.DataFrame] = (),
 ) -> tuple[list[Row], str]:
     """Return a row per method with its tests, and the world."""
     if not boards:
@@ -176,7 +177,7 @@ def _rows(
     if values is not None and (lacking := [title for title in boards if title not in values]):
         raise ValueError(f"values must be given for every board, {', '.join(lacking)} has none")
     world = _world(boards)
-    frames = [board["method"] for board in boards.values()] + ([] if costs is None else [costs["method"]])
+    frames = [frame["method"] for frame in (*boards.values(), *costs)]
     known = {method for frame in frames for method in frame} | {m for n in not_applicable.values() for m in n}
     every = [*names, *(method for frame in frames for method in frame), *sorted(known)]
     methods = sorted(dict.fromkeys(m for m in every if m in known), key=lambda method: method != baseline)
@@ -184,7 +185,25 @@ def _rows(
     if values is not None:
         by_place = [_with_best(c, found, values[c.source]) for c, found in zip(columns, by_place, strict=True)]
     rows = [Row(m, names.get(m, m), tuple(found.get(m, "--") for found in by_place)) for m in methods]
-    return _corrected(rows), world
+    return _counted(_corrected(rows)), world
+
+
+def _counted(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with numbers that tell of how many images they are, in columns where that differs."""
+    sizes = [
+        {(cell.prompts, cell.images) for cell in column if isinstance(cell, Number)}
+        for column in zip(*(row.cells for row in rows), strict=True)
+    ]
+    return [
+        replace(
+            row,
+            cells=tuple(
+                replace(cell, counted=len(size) > 1) if isinstance(cell, Number) else cell
+                for cell, size in zip(row.cells, sizes, strict=True)
+            ),
+        )
+        for row in rows
+    ]
 
 
 def _column(board: pd.DataFrame, column: Column, never: Collection[str]) -> dict[str, Cell]:
@@ -245,25 +264,20 @@ def _compared(row: Row, difference: Cell) -> Row:
     return replace(row, cells=(*untested, difference))
 
 
-def _between(row: Row, metric: str, first: pd.DataFrame, second: pd.DataFrame) -> Cell:
+def _between(row: Row, metric: str, first: pd.DataFrame, second: pd.DataFrame, shared: bool) -> Cell:
     if "n/a" in row.cells:
         return "n/a"
     mine = [run[(run["metric"] == metric) & (run["method"] == row.method)] for run in (first, second)]
     keys = [set(part[["protocol", "prompt_id", "prompt", "seed"]].itertuples(index=False)) for part in mine]
-    if keys[0] != keys[1] or not keys[0]:
+    if not keys[0] & keys[1] or (keys[0] != keys[1] and not shared):
         return "--"
     frame = pd.concat([mine[0].assign(method=FIRST), mine[1].assign(method=SECOND)])
-    (part,) = cells(frame, [FIRST, SECOND], "")
+    (part,) = cells(frame, [FIRST, SECOND], "", shared)
     line = scoreboard([part], FIRST).set_index("method").loc[SECOND]
     spread = {name: float(line[name]) for name in ("difference", "difference_low", "difference_high", "p")}
     size = {name: int(line[name]) for name in ("prompts", "seeds", "images")}
     ends = line["difference"], line["difference_low"], line["difference_high"]
     return Number(*map(float, ends), line["protocol"], **size, **spread, interval=line["interval"])
-
-
-def _range(counts: pd.Series) -> str:
-    low, high = int(counts.min()), int(counts.max())
-    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _world(boards: Boards) -> str:

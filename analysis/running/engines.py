@@ -2,7 +2,7 @@
 
 Conventions: an engine is called with jobs and returns when each of their units is done or noted as failed. It calls
 `tick` now and then, in the calling thread. Nothing passes between workers but files, so a worker that dies loses the
-batch it was at, which another one makes again.
+batch it was at, which another one makes again; a batch that kills one after the other is noted as failed.
 """
 
 import atexit
@@ -15,28 +15,35 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from typing import Protocol, runtime_checkable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
+from analysis.running.ledger import done, failures, write_failure
 from analysis.running.units import Job
-from analysis.running.worker import Setup, Worker
+from analysis.running.worker import Setup, Worker, failure_facts
 
 Engine = Callable[[Sequence[Job], Setup, Callable[[], None]], None]
 EVERY = 0.5  # seconds between two looks at what is done
-TRIES = 3  # of one job, by workers that die at it
+TRIES = 3  # of one job, by workers that die at it; and of one seat, at which they die before they have begun
+IN_A_ROW = 3  # batches that kill all who try them, with nothing done in between: then it is not the batches
 
 
 class WorkersDied(RuntimeError):
-    """Workers died, one after the other, at the same job."""
+    """Workers died, one after the other, whatever they were given."""
 
 
 @runtime_checkable
 class Seat(Protocol):
     """A place where a worker sits; when it dies, another one takes it."""
+
+    def begun(self) -> Future[Any]:
+        """Return what is done when the worker that sits there is ready for jobs: a cluster may have no room yet."""
+        ...
 
     def submit(self, job: Job) -> Future[int]:
         """Let the worker do a job."""
@@ -68,7 +75,7 @@ def local(workers: int) -> Engine:
     def engine(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
         seats = [_Process(on_card(setup, place)) for place in range(min(workers, len(jobs)))]
         try:
-            deal(seats, jobs, tick)
+            deal(seats, jobs, tick, partial(given_up, setup.run))
         finally:
             for seat in seats:
                 seat.pool.shutdown(wait=True, cancel_futures=True)
@@ -83,32 +90,95 @@ def on_card(setup: Setup, place: int) -> Setup:
     return replace(setup, device=f"cuda:{place % torch.cuda.device_count()}")
 
 
-def deal(seats: Sequence[Seat], jobs: Sequence[Job], tick: Callable[[], None]) -> None:
-    """Give each idle worker the next job until none is left; a job whose worker died is done again.
+def deal(
+    seats: Sequence[Seat],
+    jobs: Sequence[Job],
+    tick: Callable[[], None],
+    give_up: Callable[[Job, BaseException], Job],
+) -> None:
+    """Give each worker that is ready and idle the next job until none is left; one whose worker died is done again.
+
+    Args:
+        seats: whose workers have begun, or will.
+        jobs: in order.
+        tick: is called now and then.
+        give_up: notes a job's next unit as failed, after `TRIES` workers died at it, and returns the rest of the job.
 
     Raises:
-        WorkersDied: `TRIES` workers died at one job.
+        WorkersDied: that happened `IN_A_ROW` times with no job done in between, or no seat has a worker that lives.
     """
-    queue, idle = [(job, 0) for job in jobs], list(seats)
-    running: dict[Future[int], tuple[Seat, Job, int]] = {}
-    while queue or running:
-        while queue and idle:
-            seat, (job, tries) = idle.pop(), queue.pop(0)
-            running[seat.submit(job)] = seat, job, tries
-        finished, _ = wait(running, EVERY, FIRST_COMPLETED)
-        tick()
-        for future in finished:
-            seat, job, tries = running.pop(future)
-            error = future.exception()
-            if error is not None and not seat.died(error):
-                raise error
-            if error is not None and tries + 1 == TRIES:
-                raise WorkersDied(
-                    f"{TRIES} workers died at the same job, of {job[0].prompt.text!r}; is there enough memory?"
-                ) from error
-            if error is not None:
-                queue.insert(0, (job, tries + 1))
-            idle.append(seat)
+    Dealing(seats, jobs, give_up).until_done(tick)
+
+
+class Dealing:
+    """Who is ready, who is at what, and what is left."""
+
+    def __init__(self, seats: Sequence[Seat], jobs: Sequence[Job], give_up: Callable[[Job, BaseException], Job]):
+        self.queue, self.give_up = [(job, 0) for job in jobs], give_up
+        self.beginning = {seat.begun(): (seat, 0) for seat in seats}
+        self.idle: list[Seat] = []
+        self.running: dict[Future[int], tuple[Seat, Job, int]] = {}
+        self.in_a_row = 0
+
+    def until_done(self, tick: Callable[[], None]) -> None:
+        """Deal until no job is left; seats whose workers have not begun by then are not waited for."""
+        while self.queue or self.running:
+            while self.queue and self.idle:
+                seat, (job, tries) = self.idle.pop(0), self.queue.pop(0)
+                self.running[seat.submit(job)] = seat, job, tries
+            finished, _ = wait([*self.running, *self.beginning], EVERY, FIRST_COMPLETED)
+            tick()
+            for future in finished:
+                if future in self.beginning:
+                    self._has_begun(future)
+                else:
+                    self._has_done(future)
+
+    def _has_begun(self, future: Future[Any]) -> None:
+        seat, tries = self.beginning.pop(future)
+        error = future.exception()
+        if error is None:
+            self.idle.append(seat)
+            return
+        if not seat.died(error):
+            raise error
+        if tries + 1 < TRIES:
+            self.beginning[seat.begun()] = seat, tries + 1
+        elif not (self.beginning or self.idle or self.running):
+            raise WorkersDied(f"no worker lives long enough to begin: {error}") from error
+
+    def _has_done(self, future: Future[int]) -> None:
+        seat, job, tries = self.running.pop(future)
+        error = future.exception()
+        if error is None:
+            self.in_a_row = 0
+            self.idle.append(seat)
+            return
+        if not seat.died(error):
+            raise error
+        self.beginning[seat.begun()] = seat, 0
+        if tries + 1 < TRIES:
+            self.queue.insert(0, (job, tries + 1))
+            return
+        self.in_a_row += 1
+        rest = self.give_up(job, error)
+        if self.in_a_row == IN_A_ROW:
+            raise WorkersDied(
+                f"{TRIES} workers died at the same batch, {IN_A_ROW} times, the last of {job[0].prompt.text!r}; is "
+                "there enough memory?"
+            ) from error
+        if rest:
+            self.queue.insert(0, (rest, 0))
+
+
+def given_up(run: Path, job: Job, error: BaseException) -> Job:
+    """Note the unit that workers died at as failed, the first of the job that is not over, and return the others."""
+    over = done(run) | set(failures(run))
+    left = [unit for unit in job if unit.key not in over]
+    for unit in left[:1]:
+        told = f"{TRIES} workers died at it, one after the other; is there enough memory?"
+        write_failure(run, unit.key, failure_facts(unit, f"{type(error).__name__}: {told}", str(error)))
+    return tuple(left[1:])
 
 
 class _Process:
@@ -117,6 +187,11 @@ class _Process:
     def __init__(self, setup: Setup):
         self.setup = setup
         self.pool = self._begun()
+
+    def begun(self) -> Future[Any]:
+        ready: Future[None] = Future()  # a pool takes jobs at once
+        ready.set_result(None)
+        return ready
 
     def submit(self, job: Job) -> Future[int]:
         return self.pool.submit(_do, self.setup, job)

@@ -51,7 +51,7 @@ def estimate(run: Path, rows: pd.DataFrame, left: Sequence[Unit], workers: int) 
         usual = float(speeds.mean())
         each = [float(speeds.get((unit.part, unit.name), usual)) * len(unit.seeds) for unit in left]
         seconds = float(np.sum(each)) / workers if each else 0.0
-    sizes = [(run / path).stat().st_size for path in rows["image"].head(200) if (run / path).is_file()]
+    sizes = [size for path in rows["image"].head(200) if (size := size_of(run / path))]
     traced = [unit for unit in left if unit.capture is not None]
     return Estimate(
         len(left),
@@ -62,8 +62,17 @@ def estimate(run: Path, rows: pd.DataFrame, left: Sequence[Unit], workers: int) 
     )
 
 
+def size_of(path: Path) -> int:
+    """Return the bytes of a file; 0 of one that is gone, or no file: workers rename what they have finished."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except FileNotFoundError:
+        return 0
+
+
 def _mean_size(files: Iterable[Path]) -> float:
-    sizes = [file.stat().st_size for file in files]
+    """Return the mean size of files that are whole; hidden ones are being written."""
+    sizes = [size for file in files if file.name[0] != "." and (size := size_of(file))]
     return float(np.mean(sizes)) if sizes else 0.0
 
 

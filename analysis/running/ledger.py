@@ -2,8 +2,9 @@
 
 Conventions: ``units/<key>.parquet`` has a row per image:
     unit, part, method (that the images were made by), prompt_id, prompt, seed, image (path from the run's folder),
-    image_sha256, images (in its batch), seconds (of the whole batch, writing not included; NaN where it was traced),
-    passes, gradient_passes (of the network, for the batch), peak_bytes, device, threads, host
+    image_sha256, images (in its batch), seconds (of the whole batch, writing not included), passes, gradient_passes
+    (of the network, for the batch), peak_bytes, device, threads, host, traced (attention was kept meanwhile: such
+    seconds tell how long a run takes, and not what a method costs)
 ``failures/<key>.json`` says what went wrong with a unit; it is not tried again until that is asked for.
 All files are one query: ``FROM read_parquet('units/*.parquet')``.
 """
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
         ("device", pa.string()),
         ("threads", pa.int64()),
         ("host", pa.string()),
+        ("traced", pa.bool_()),
     ]
 )
 
@@ -82,7 +84,8 @@ def rows_of(run: Path) -> pd.DataFrame:
     """Return the rows of all units, sorted by unit and seed."""
     files = [str(run / UNITS / f"{key}.parquet") for key in sorted(done(run))]
     table = dataset(files, SCHEMA, format="parquet").to_table() if files else SCHEMA.empty_table()
-    return table.to_pandas().sort_values(["unit", "seed"], ignore_index=True)
+    rows = table.to_pandas().sort_values(["unit", "seed"], ignore_index=True)
+    return rows.assign(traced=rows["traced"].eq(True))  # not known of what was made before there was this column
 
 
 def _keys(folder: Path, suffix: str) -> set[str]:

@@ -10,7 +10,7 @@ SCENES = "emoji-scenes"  # as a reference: the pictures of the prompt set of thi
 
 
 def reference_of(experiment: Experiment, data: Path, run: Path) -> Path | None:
-    """Return the folder of the images that sets are compared with; the emoji world's are drawn into the run's folder.
+    """Return the folder of the images that sets are compared with; see `draw_reference` for the emoji world's.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -18,12 +18,17 @@ def reference_of(experiment: Experiment, data: Path, run: Path) -> Path | None:
     if not experiment.reference:
         return None
     if experiment.reference == SCENES:
-        draw_scenes(run / "reference")
         return run / "reference"
     folder = data / experiment.reference
     if not folder.is_dir():
         raise FileNotFoundError(f"{experiment.name} compares with the images in {folder}, which is no folder")
     return folder
+
+
+def draw_reference(experiment: Experiment, run: Path) -> None:
+    """Draw the emoji world's reference images into the run's folder, those that are not there yet."""
+    if experiment.reference == SCENES:
+        draw_scenes(run / "reference")
 
 
 def prompts_of(part: Part, data: Path) -> PromptSet:

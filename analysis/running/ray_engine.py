@@ -6,15 +6,18 @@ Conventions: the run's folder is on a disk that all machines see, under the same
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
-from analysis.running.engines import Engine, deal
+from analysis.running.engines import Engine, deal, given_up
 from analysis.running.units import Job
 from analysis.running.worker import Setup, Worker
 
 
 def on_ray(workers: int, address: str = "auto") -> Engine:
     """Return an engine of so many Ray actors; one that dies is begun anew, and its job done again.
+
+    A cluster that has room for fewer is used as it is: an actor gets jobs when it is there.
 
     Args:
         workers: actors; each reserves a CPU, or a graphics card where models run on one.
@@ -37,9 +40,12 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
             ray.init(address=address, log_to_driver=False)
         needs = {"num_gpus": 1} if setup.device.startswith("cuda") else {"num_cpus": 1}
         actor = ray.remote(**needs)(Worker)
+        seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
         try:
-            deal([_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))], jobs, tick)
+            deal(seats, jobs, tick, partial(given_up, setup.run))
         finally:
+            for seat in seats:  # also those that the cluster never had room for
+                ray.kill(seat.handle)
             if began:
                 ray.shutdown()
 
@@ -53,11 +59,16 @@ class _Actor:
         self.ray, self.begin = ray, begin
         self.handle = begin()
 
+    def begun(self) -> Future[Any]:
+        return self.handle.__ray_ready__.remote().future()
+
     def submit(self, job: Job) -> Future[int]:
         return self.handle.do.remote(job).future()
 
     def died(self, error: BaseException) -> bool:
-        if not isinstance(error, self.ray.exceptions.RayActorError):
+        known = self.ray.exceptions
+        deaths = known.RayActorError, known.OutOfMemoryError, known.NodeDiedError, known.WorkerCrashedError
+        if not isinstance(error, deaths):
             return False
         self.handle = self.begin()
         return True

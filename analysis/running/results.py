@@ -9,16 +9,17 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.plan import PLAIN
-from analysis.running.units import Cell, Planned, file_name
+from analysis.running.units import Cell, Planned, file_name, fitting
 from analysis.running.worker import TRACES
 from analysis.score_folders import chosen_protocols, compares_sets, reference_pictures, score_pictures, set_rows
-from analysis.scoreboard import cells, pairwise, picture_values, scoreboard
+from analysis.scoreboard import cells, lacking, pairwise, picture_values, scoreboard
 from metrics.pictures import Picture, Problem
 from metrics.protocols import Protocol
 from tracer.merge import Part, merge
@@ -69,9 +70,15 @@ class PartResults:
 
     @cached_property
     def whole(self) -> bool:
-        """Whether all methods have all prompts and seeds."""
+        """Whether all methods have all prompts and seeds, and every image has its scores."""
         counts = self.images.groupby("method").size()
-        return len(set(counts)) == 1 and set(counts.index) == set(self.methods)
+        return len(set(counts)) == 1 and set(counts.index) == set(self.methods) and not self.unscored
+
+    @cached_property
+    def unscored(self) -> tuple[str, ...]:
+        """What is missing of the scores that other methods have: a line per metric, method and prompt."""
+        lines = lacking(self.values, self.methods, PLAIN)
+        return tuple(f"{self.planned.part.name}: {line}" for line in lines)
 
     @cached_property
     def board(self) -> pd.DataFrame:
@@ -105,12 +112,6 @@ def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
             reason = f" ({cell.standing.reason})" if cell.standing.verdict == "n/a" else ""
             absent.append(f"{one.part.name}: {cell.method} on {cell.prompt.text!r}{reason}")
     return absent
-
-
-def fitting(one: Planned) -> tuple[str, ...]:
-    """Return the methods that can act on at least one of a part's prompts, or have nothing to do on it."""
-    able = {cell.method for cell in one.cells if cell.standing.verdict != "n/a"}
-    return tuple(name for name in one.part.methods if name in able)
 
 
 def part_results(
@@ -180,7 +181,7 @@ def _own(run: Path, one: Planned, cell: Cell, path: str) -> str:
     mine = f"{folder}/{Path(path).name}"
     if mine != path and not (run / mine).is_file():
         (run / folder).mkdir(parents=True, exist_ok=True)
-        partial = run / folder / f".{Path(path).name}.partial"
+        partial = run / folder / f".{Path(path).name}.{uuid4().hex[:8]}.partial"
         shutil.copyfile(run / path, partial)
         partial.replace(run / mine)
     return mine
@@ -219,12 +220,23 @@ def _traces(run: Path, one: Planned) -> dict[str, Part]:
 
 
 def _costs(one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return what each method took for a prompt's images, added over its batches; what was not timed is left out."""
-    acting = {unit.key: cell.method for cell in one.cells if cell.standing.verdict == "acts" for unit in cell.units}
-    batches = ledger[ledger["unit"].isin(list(acting))].drop_duplicates("unit")
-    batches = batches.assign(method=batches["unit"].map(acting)).dropna(subset="seconds")
+    """Return what each method took for a prompt's images, added over its batches.
+
+    Left out are cells of which a batch is missing, whose sum would be too small, those that were traced meanwhile, and
+    prompts without a cell of plain, which there is no ratio to.
+    """
+    timed = ledger[~ledger["traced"]].dropna(subset="seconds").drop_duplicates("unit")
+    there = set(timed["unit"])
+    whole = [
+        cell for cell in one.cells if cell.standing.verdict == "acts" and all(unit.key in there for unit in cell.units)
+    ]
+    acting = {unit.key: cell.method for cell in whole for unit in cell.units}
+    batches = timed[timed["unit"].isin(list(acting))]
+    batches = batches.assign(method=batches["unit"].map(acting))
     sums = batches.groupby(["method", "prompt_id"], sort=False).agg(
         images=("images", "sum"), seconds=("seconds", "sum"), passes=("passes", "sum"),
         gradient_passes=("gradient_passes", "sum"), peak_bytes=("peak_bytes", "max"),
     )  # fmt: skip
-    return sums.reset_index()
+    sums = pd.DataFrame(sums.reset_index())
+    paired = sums["prompt_id"].isin(sums.loc[sums["method"] == PLAIN, "prompt_id"])
+    return sums.loc[paired].reset_index(drop=True)

@@ -19,9 +19,9 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.running.engines import Engine, here, local
-from analysis.running.estimate import estimate, first_units, in_words
+from analysis.running.estimate import estimate, first_units, in_words, size_of
 from analysis.running.ledger import done, failures, forget_failures, rows_of
-from analysis.running.planning import prompts_of, reference_of
+from analysis.running.planning import draw_reference, prompts_of, reference_of
 from analysis.running.progress import generating
 from analysis.running.results import Incomplete, PartResults, missing_cells, part_results
 from analysis.running.specification import begin, folder_name, specification
@@ -138,7 +138,11 @@ def run(
     if absent and not how.allow_missing:
         raise _incomplete(absent, folder, bool(failed))
     ledger = rows_of(folder)
+    draw_reference(experiment, folder)  # here, where it is needed: shards run at the same time, in the same folder
     found = [part_results(folder, experiment, one, ledger, reference, how.device, console) for one in parts]
+    unscored = [line for part in found for line in part.unscored]
+    if unscored and not how.allow_missing:
+        raise Incomplete(f"{_listed(unscored)}; --allow-missing compares each method on what it has")
     return RunResults(experiment, folder, digest_of(spec), tuple(found), failed, tuple(notes))
 
 
@@ -190,7 +194,7 @@ def _generate(folder: Path, parts: Sequence[Planned], how: How, console: Console
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]
     workers = _workers(how)
-    setup = Setup(folder, how.device, _threads(how, workers))
+    setup = Setup(folder.resolve(), how.device, _threads(how, workers))  # workers may be in another folder
 
     def check(waiting: Sequence[Unit]) -> None:
         _check_disk(folder, left if how.dry else waiting, how)
@@ -225,6 +229,8 @@ def _workers(how: How) -> int:
 
 
 def _threads(how: How, workers: int) -> int | None:
+    if how.engine == "ray" and how.device == "cpu":
+        return 1  # the CPU that an actor reserves; how many this machine has says nothing of the cluster's
     return None if how.device != "cpu" or workers == 0 else max(1, (os.cpu_count() or 1) // workers)
 
 
@@ -244,7 +250,7 @@ def _check_disk(folder: Path, left: Sequence[Unit], how: How) -> None:
     """
     needed = estimate(folder, rows_of(folder), left, 1)
     more = needed.image_bytes + needed.trace_bytes
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    there = sum(map(size_of, folder.rglob("*")))
     asked = f"the run has {there / 1e9:.2f} GB and needs about {more / 1e9:.2f} more"
     if how.disk is not None and there + more > how.disk:
         raise OSError(f"{asked}; --disk allows {how.disk / 1e9:.2f}")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from analysis.experiments.experiment import Experiment
-from analysis.running.units import Planned, digest_of
+from analysis.running.units import Planned, digest_of, fitting
 
 LIBRARIES = ("attnreg", "diffusers", "duckdb", "lpips", "open_clip_torch", "torch", "torch-fidelity", "transformers")
 
@@ -33,13 +33,14 @@ def specification(experiment: Experiment, parts: Sequence[Planned]) -> dict[str,
 
 def _part(one: Planned) -> dict[str, Any]:
     part = one.part
+    acting = {name: part.methods[name] for name in fitting(one)}  # what can act on no prompt makes no image
     return {
         "name": part.name, "title": part.title, "model": one.model[0], "weights": one.model[1], "dtype": part.dtype,
         "prompts": one.prompts.name, "prompts_digest": one.prompts.digest, "spread": part.spread,
-        "methods": {name: {"method": method.name} | method.parameters() for name, method in part.methods.items()},
+        "methods": {name: {"method": method.name} | method.parameters() for name, method in acting.items()},
         "seeds": list(part.seeds), "steps": part.steps, "guidance": part.guidance, "batch": part.batch,
         "traced": {name: asdict(capture) for name, capture in part.traced.items()},
-    }  # fmt: skip
+    } | ({"own_seeds": True} if part.own_seeds else {})  # fmt: skip
 
 
 def folder_name(experiment: Experiment, spec: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -130,17 +131,24 @@ def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tupl
         ValueError: a target is not in its prompt, a prompt is too long, or a method refuses one.
     """
     sampler = {"scheduler": type(pipe.scheduler).__name__, "scheduler_config": dict(pipe.scheduler.config)}
-    cells = []
+    cells, places = [], {prompt.id: place for place, prompt in enumerate(prompts.prompts)}
     for prompt in spread(prompts.prompts, part.spread):
-        given = prompts.given.get(prompt.text, Given())
-        subject = subjects_of(pipe, [prompt.text], [prompt.targets], part.seeds[:1], [given])
+        given, seeds = prompts.given.get(prompt.text, Given()), part.seeds_at(places[prompt.id])
+        subject = subjects_of(pipe, [prompt.text], [prompt.targets], seeds[:1], [given])
         for name, method in part.methods.items():
             standing = method.standing(subject[0])
             if standing.verdict == "acts":
                 method.check(subject)
-            units = _units(part, name, method, prompt, given, standing, {"weights": model[1]} | sampler)
+            facts = {"weights": model[1]} | sampler
+            units = _units(part, name, method, prompt, given, seeds, standing, facts)
             cells.append(Cell(name, prompt, standing, units if standing.verdict != "n/a" else ()))
     return Planned(part, prompts, model, _shared(cells))
+
+
+def fitting(one: Planned) -> tuple[str, ...]:
+    """Return the methods that can act on at least one of a part's prompts, or have nothing to do on it."""
+    able = {cell.method for cell in one.cells if cell.standing.verdict != "n/a"}
+    return tuple(name for name in one.part.methods if name in able)
 
 
 def spread(prompts: Sequence[Prompt], count: int | None) -> Sequence[Prompt]:
@@ -152,16 +160,24 @@ def spread(prompts: Sequence[Prompt], count: int | None) -> Sequence[Prompt]:
 
 
 def _units(
-    part: Part, name: str, method: Method, prompt: Prompt, given: Given, standing: Standing, facts: Mapping[str, Any]
+    part: Part,
+    name: str,
+    method: Method,
+    prompt: Prompt,
+    given: Given,
+    seeds_of_all: Sequence[int],
+    standing: Standing,
+    facts: Mapping[str, Any],
 ) -> tuple[Unit, ...]:
     capture = part.traced.get(name)
     if standing != ACTS:  # the images are the plain ones
         name, method = PLAIN, Method()
     given = Given() if method == Method() else given
-    asked = (part.model, part.dtype, prompt, given)
+    model = str(Path(part.model).resolve()) if Path(part.model).exists() else part.model  # workers may be elsewhere
+    asked = (model, part.dtype, prompt, given)
     found = []
-    for start in range(0, len(part.seeds), part.batch):
-        seeds = part.seeds[start : start + part.batch]
+    for start in range(0, len(seeds_of_all), part.batch):
+        seeds = tuple(seeds_of_all[start : start + part.batch])
         known = {
             "part": part.name, "method": method.name, "parameters": method.parameters(), "prompt": asdict(prompt),
             "given": given.digest(), "seeds": seeds, "steps": part.steps, "guidance": part.guidance,

@@ -61,7 +61,8 @@ class Worker:
             try:
                 self._do(unit)
             except Exception as error:
-                write_failure(self.setup.run, unit.key, _facts(unit, error))
+                said = f"{type(error).__name__}: {error}"
+                write_failure(self.setup.run, unit.key, failure_facts(unit, said, traceback.format_exc()))
         return len(left)
 
     def _do(self, unit: Unit) -> None:
@@ -84,8 +85,8 @@ class Worker:
         same = {
             "unit": unit.key, "part": unit.part, "method": unit.name, "prompt_id": unit.prompt.id,
             "prompt": unit.prompt.text, "images": len(unit.seeds),
-            "seconds": timing.seconds if unit.capture is None else float("nan"),
-            "passes": timing.passes, "gradient_passes": gradient_passes, "peak_bytes": timing.peak_bytes,
+            "seconds": timing.seconds, "traced": unit.capture is not None, "passes": timing.passes,
+            "gradient_passes": gradient_passes, "peak_bytes": timing.peak_bytes,
             "device": self.setup.device, "threads": torch.get_num_threads(), "host": platform.node(),
         }  # fmt: skip
         each = zip(unit.seeds, paths, made.sha256, strict=True)
@@ -126,9 +127,9 @@ def _finish(draft: Path, made: Generated, paths: list[str]) -> None:
     draft.replace(draft.with_name(f"{draft.name.split('.')[1]}.duckdb"))
 
 
-def _facts(unit: Unit, error: Exception) -> dict[str, object]:
+def failure_facts(unit: Unit, error: str, told: str) -> dict[str, object]:
+    """Return what is noted of a unit that failed: what it was, what went wrong, and all that was told of that."""
     return {
         "part": unit.part, "method": unit.name, "prompt_id": unit.prompt.id, "prompt": unit.prompt.text,
-        "seeds": list(unit.seeds), "error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc(),
-        "host": platform.node(), "process": os.getpid(),
+        "seeds": list(unit.seeds), "error": error, "traceback": told, "host": platform.node(), "process": os.getpid(),
     }  # fmt: skip

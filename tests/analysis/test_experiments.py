@@ -1,14 +1,19 @@
 """The experiments that ship: whole, of one world each, and such that every method can be planned."""
 
+import json
 import pickle
+import tarfile
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from analysis.experiments.catalogue import EXPERIMENTS, experiment
 from analysis.experiments.experiment import Experiment, Part
 from analysis.running.planning import prompts_of
-from analysis.running.units import planned
+from analysis.running.results import missing_cells
+from analysis.running.units import fitting, planned
 from regulate import METHODS, Method
 from tracer.capture import Capture
 from tracer.hub import known_models
@@ -38,6 +43,47 @@ def test_every_experiment_of_the_paper_is_on_models_that_have_a_name(one):
     for part in one.parts:
         assert part.model in known_models()
         assert (part.steps, part.guidance) == (50, 7.5)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Small files of the forms that the paper's tables are read from."""
+    lists = {"animals": ["a cat and a dog"], "animals_objects": ["a cat with a red bowl"], "objects": []}
+    (tmp_path / "a.e_prompts.txt").write_text(json.dumps(lists))
+    entry = {"textual_condition": "a dog and a cat", "segment_descriptions": ["", "a dog", "a cat"]}
+    (tmp_path / "testset.pkl").write_bytes(pickle.dumps({0: entry}))
+    rows = [[(200, 0, 0)] * 2 + [(0, 200, 0)], [(255, 255, 255)] * 3, [(255, 255, 255)] * 3]
+    Image.fromarray(np.array(rows, np.uint8)).save(tmp_path / "0.png")
+    with tarfile.open(tmp_path / "testset_layout.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "0.png", "0.png")
+    captions = enumerate(["a cat on a red chair", "it is and it was", "two dogs"])
+    files = [{"id": number, "file_name": f"{number}.jpg"} for number in range(3)]
+    said = [{"id": number, "image_id": number, "caption": text} for number, text in captions]
+    (tmp_path / "captions_val2014.json").write_text(json.dumps({"images": files, "annotations": said}))
+    return tmp_path
+
+
+@pytest.mark.filterwarnings("ignore:.*spaCy")
+@pytest.mark.parametrize("name", ["table1", "table2", "table3"])
+def test_every_table_of_the_paper_can_be_planned_on_sets_of_others(name, pipe, data):
+    for part in experiment(name).parts:
+        part = replace(part, options={**part.options, "count": 3} if name == "table2" else part.options)
+        plan = planned(part, prompts_of(part, data), pipe, ("m", "w"))
+        absent = {method for method in plan.lacking if method not in fitting(plan)}
+        assert (
+            absent == set(plan.lacking) == ({"dense-diffusion"} if part.name != "coco" and name != "table2" else set())
+        )
+        assert not missing_cells(plan, plan.units)
+
+
+def test_captions_without_a_noun_leave_methods_of_targets_nothing_to_do_and_each_has_its_own_noise(pipe, data):
+    (part,) = experiment("table2").parts
+    part = replace(part, options={**part.options, "count": 3})
+    plan = planned(part, prompts_of(part, data), pipe, ("m", "w"))
+    idle = {(cell.method, cell.prompt.text) for cell in plan.cells if cell.standing.verdict == "no-op"}
+    assert {("attend-and-excite", "it is and it was"), ("regulation", "it is and it was")} <= idle
+    assert ("regulation", "two dogs") not in idle
+    assert [unit.seeds for unit in plan.units.values() if unit.name == "plain"] == [(0,), (1,), (2,)]
 
 
 def test_the_papers_experiments_have_their_counterparts():

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.scoreboard import PROMPTS, SEEDS, TWO_WAY, Unbalanced, cells, picture_values, scoreboard
+from analysis.scoreboard import OWN, PROMPTS, SEEDS, TWO_WAY, Unbalanced, cells, lacking, picture_values, scoreboard
 from analysis.significance import holm, paired_permutation, two_way_test
 from analysis.stats import bootstrap_rate, two_way_interval
 from metrics.protocols import ClipProtocol, emoji_detection
@@ -51,6 +51,27 @@ def test_with_one_seed_the_interval_is_over_prompts_and_says_so(two):
     assert (line["value_low"], line["value_high"]) == pytest.approx((expected.low, expected.high))
     assert line["interval"] == PROMPTS
     assert line["p"] == paired_permutation(one["ours"], one["plain"], np.random.default_rng(2411_00640)).p
+
+
+def test_prompts_with_seeds_of_their_own_are_drawn_with_them_and_the_interval_says_so(two):
+    own = frame(**{method: matrix[:, :1] for method, matrix in two.items()})
+    own["seed"] = own["prompt_id"].str[1:].astype(int)
+    table = scoreboard(cells(own, ["plain", "ours"], "plain"), "plain")
+    same = scoreboard(cells(frame(**{m: v[:, :1] for m, v in two.items()}), ["plain", "ours"], "plain"), "plain")
+    assert set(table["interval"]) == {OWN}
+    assert table.drop(columns="interval").equals(same.drop(columns="interval"))
+    assert table[["prompts", "seeds", "images"]].to_numpy().tolist() == [[6, 1, 6]] * 2
+
+
+def test_what_is_missing_is_said_by_method_and_prompt(two):
+    values = frame(**two)
+    assert lacking(values, ["plain", "ours"], "plain") == []
+    lost = (values["method"] == "ours") & (values["prompt_id"] == "p2") & (values["seed"] < 2)
+    said = ["ours on 'prompt 2' (clip_cos of 2 images)"]
+    assert lacking(values[~lost], ["plain", "ours"], "plain") == said
+    assert lacking(values.assign(value=values["value"].where(~lost)), ["plain", "ours"], "plain") == said
+    of_ours = values[values["method"] == "ours"].assign(metric="lpips")
+    assert lacking(of_ours, ["plain", "ours"], "plain") == []  # plain is what LPIPS compares with
 
 
 def test_of_one_prompt_the_interval_is_over_its_seeds_and_says_so(two):

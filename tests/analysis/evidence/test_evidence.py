@@ -261,6 +261,29 @@ def test_every_figure_is_drawn_from_its_table(shares):
     assert lines[0].get_ydata() == pytest.approx(part["value"].tolist())
 
 
+LAYERS = [f"down_blocks.{n}.attentions.0.transformer_blocks.0.attn2" for n in (0, 1)]
+LAYERS += ["mid_block.attentions.0.transformer_blocks.0.attn2"]
+LAYERS += [f"up_blocks.{n}.attentions.{m}.transformer_blocks.0.attn2" for n in (0, 1) for m in (0, 1)]
+
+
+def test_the_prediction_of_seven_layers_has_a_legend_that_covers_nothing():
+    steps, count = (0, 2, 4, 8, 12, 16, 20, 24), 7
+    values, missing, names = noise(prompts=30, cells=len(steps) * count)
+    found = prediction.foretold(values.reshape(-1, len(steps), count), missing, names, steps, tuple(LAYERS))
+    places = pd.MultiIndex.from_product([steps, LAYERS], names=["step", "layer"]).to_frame(index=False)
+    table = places.assign(auc=0.6, smaller=0.6, smaller_low=0.5, smaller_high=0.7, smaller_images=40)
+    caption = "A&E-style (276): 276 prompts, 1104 plain images, 500 of which miss a target (emoji-detection#1)."
+    figure = figures.prediction_panels(table, found, prediction.reliability(found.images), caption)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    area = legend.get_window_extent()
+    assert len(legend.get_texts()) == count
+    for axes in figure.axes:
+        assert not area.overlaps(axes.get_tightbbox())
+    assert not area.overlaps(figure._supxlabel.get_window_extent())
+    assert figure.bbox.x0 <= area.x0 < area.x1 <= figure.bbox.x1
+
+
 def test_layers_have_short_names():
     assert figures.short_layer("up_blocks.1.attentions.0.transformer_blocks.0.attn2") == "up 1.0"
     assert figures.short_layer("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid 0"

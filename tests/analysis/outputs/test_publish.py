@@ -71,5 +71,14 @@ def test_every_figure_is_drawn(results, name):
         assert "Emoji world" in one.alternative
 
 
+def test_of_too_many_images_the_page_shows_prompts_spread_over_the_set_and_says_so(results, monkeypatch):
+    few = replace(results, run=results.run, experiment=replace(results.experiment, shows=()))
+    monkeypatch.setattr("analysis.outputs.publish.LARGEST_GALLERY", 13)  # of 24
+    text = publish(few).read_text()
+    assert "the gallery shows 12 of 24 images: of prompts spread evenly over the sets" in text
+    assert "Images of some prompts" in text
+    assert "12 of 24 images" in text
+
+
 def test_every_experiment_shows_only_what_there_is():
     assert {name for experiment in EXPERIMENTS.values() for name in experiment.shows} <= set(SHOWS)

@@ -1,11 +1,16 @@
 """Two runs, set side by side."""
 
+import shutil
+from contextlib import closing
+
 import pytest
 import small_runs
 
 from analysis.outputs.two_runs import compare_runs
 from analysis.paper.cells import Number
+from analysis.scoreboard import Unbalanced
 from regulate import AttentionRegulation
+from tracer.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,21 @@ def test_the_difference_is_that_of_the_paired_images(both):
         assert difference.value == pytest.approx(means[1] - means[0])
         assert means[0] != means[1]
     assert not isinstance(rows["syngen"].cells[1], Number)  # the second run has none
+
+
+def test_runs_with_missing_cells_are_refused_with_their_list_or_compared_on_what_there_is(both, tmp_path):
+    for name in ("spec.json", "pairs.duckdb"):
+        shutil.copy(both[0].run / name, tmp_path / name)
+    with Store.create(tmp_path / "pairs.duckdb") as store, closing(store.cursor()) as cursor:
+        cursor.execute("DELETE FROM pictures WHERE method = 'regulation' AND prompt = 'a cat and a dog' AND seed = 1")
+    with pytest.raises(Unbalanced, match=r"cells are missing: .*: regulation on 'a cat and a dog' \(.* of 1 images\)"):
+        compare_runs(tmp_path, both[1].run)
+    tables = compare_runs(tmp_path, both[1].run, allow_missing=True)
+    table = next(table for table in tables if table.columns[0].metric == "clip_cos")
+    counts = {row.method: [cell.images for cell in row.cells if isinstance(cell, Number)] for row in table.rows}
+    assert counts["regulation"] == [5, 6, 5]
+    assert counts["plain"] == [6, 6, 6]
+    assert "of the images that both runs have" in table.caption
 
 
 def test_folders_that_are_no_two_runs_are_refused(both, tmp_path):

@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from analysis.paper.cells import TIMES, Number
+from analysis.paper.costs import cost_numbers, cost_tables
+from analysis.paper.files import html_of, latex_of, markdown_of
 from analysis.paper.tables import comparison_table, method_table, model_table, set_metric_table
-from analysis.scoreboard import Unbalanced, cells, scoreboard
+from analysis.scoreboard import Unbalanced, cells, pairwise, scoreboard
 from analysis.significance import holm, two_way_test
 from analysis.stats import two_way_interval
 
@@ -241,6 +243,43 @@ def test_overhead_is_the_median_of_paired_ratios(boards):
 def test_without_gradients_there_is_no_column_of_them(boards):
     costs = costs_of({"plain": [2.0, 1.0], "best": [3.0, 3.0]}, {"plain": 50, "best": 50})
     assert [c.metric for c in method_table(boards, costs).columns if c.source == "costs"] == ["overhead", "passes"]
+
+
+def test_of_several_sets_each_has_its_overhead_beside_its_metrics_and_a_table_of_each_cost(boards):
+    costs = {
+        "COCO": costs_of({"plain": [2.0, 1.0], "best": [3.0, 1.5]}, {"plain": 50, "best": 50}),
+        "A&E": costs_of({"plain": [2.0], "best": [6.0]}, {"plain": 50, "best": 100}),
+    }
+    table = method_table(boards, costs, {"A&E": ["dense"]})
+    assert [column.metric for column in table.columns if column.source == "COCO"][-1] == "overhead"
+    assert [group for group, _ in table.groups] == ["COCO", "A&E"]
+    assert numbers_of(table, "COCO", "overhead")["best"].value == pytest.approx(0.5)
+    assert numbers_of(table, "A&E", "overhead")["best"].value == pytest.approx(2)
+    assert numbers_of(table, "A&E", "overhead")["dense"] == "n/a"
+    assert "median over 2 (COCO), 1 (A&E) prompts" in table.caption
+    by_model = cost_tables({title: cost_numbers(one, "plain") for title, one in costs.items()}, "real")
+    assert list(by_model) == ["overhead", "passes"]
+    assert [column.title for column in by_model["passes"].columns] == ["COCO", "A&E"]
+    assert numbers_of(by_model["passes"], "A&E", "passes")["best"].value == 2
+    alone = method_table(boards, {"A&E": costs["A&E"]})
+    assert alone.groups[-1] == ("Cost, A&E", 2)
+
+
+def test_where_numbers_are_of_different_images_each_says_of_how_many():
+    values = values_of(matrices(seed=0))
+    lost = values[~((values["method"] == "best") & (values["prompt"] == values["prompt"].iloc[0]))]
+    methods = list(dict.fromkeys(values["method"]))
+    table = method_table({"COCO": pairwise(lost, methods, "plain")}, metrics=["clip_cos"])
+    numbers = numbers_of(table, "COCO", "clip_cos")
+    assert numbers["best"].images < numbers["plain"].images
+    assert all(number.counted for number in numbers.values())
+    fewest, most = numbers["best"].images, numbers["plain"].images
+    assert f"{fewest} to {most} images a method: n, those that it has in common with plain" in table.caption
+    for text in (markdown_of(table), latex_of(table), html_of(table)):
+        assert f"n {fewest}" in text
+        assert f"n {most}" in text
+    whole = method_table({"COCO": pairwise(values, methods, "plain")}, metrics=["clip_cos"])
+    assert f"n {most}" not in markdown_of(whole)
 
 
 def test_a_method_that_missed_a_prompt_is_compared_on_its_own(boards):

@@ -2,6 +2,7 @@ import hashlib
 import json
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -497,3 +498,10 @@ def test_the_emoji_worlds_scenes_are_captions_of_pictures_that_can_be_drawn(tmp_
     assert (tmp_path / "scene-00003.png").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="count must be from 1 to 10,000, got 0"):
         prompt_set("emoji-scenes", count=0)
+
+
+def test_two_may_draw_scenes_into_one_folder_at_the_same_time(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        for drawing in [pool.submit(draw_scenes, tmp_path, 60) for _ in range(4)]:
+            drawing.result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"scene-{number:05}.png" for number in range(60)]

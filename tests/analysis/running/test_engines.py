@@ -7,13 +7,14 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import small_runs
 import torch
 
-from analysis.running.engines import WorkersDied, deal, local, on_card
-from analysis.running.ledger import done, rows_of
+from analysis.running.engines import WorkersDied, deal, given_up, local, on_card
+from analysis.running.ledger import done, failures, rows_of, write_unit
 from analysis.running.ray_engine import on_ray
 from analysis.running.run import How
 from analysis.running.worker import Setup
@@ -29,6 +30,11 @@ class Seat:
     def __init__(self, deaths=()):
         self.deaths, self.did = list(deaths), []
 
+    def begun(self):
+        future = Future()
+        future.set_result(None)
+        return future
+
     def submit(self, job):
         future = Future()
         if job in self.deaths:
@@ -41,6 +47,10 @@ class Seat:
 
     def died(self, error):
         return isinstance(error, Dead)
+
+
+def never(job, error):
+    raise AssertionError(f"{job} was given up")
 
 
 def jobs(unit, count):
@@ -57,7 +67,7 @@ def unit(small, tiny_pipe):
 
 def test_every_job_is_done_once_by_some_worker(unit):
     seats = [Seat(), Seat()]
-    deal(seats, jobs(unit, 7), lambda: None)
+    deal(seats, jobs(unit, 7), lambda: None, never)
     assert sorted(int(job[0].key) for seat in seats for job in seat.did) == list(range(7))
     assert all(seat.did for seat in seats)
 
@@ -65,13 +75,50 @@ def test_every_job_is_done_once_by_some_worker(unit):
 def test_a_job_whose_worker_died_is_done_again_and_first(unit):
     second = jobs(unit, 3)[1]
     seat = Seat(deaths=[second, second])
-    deal([seat], jobs(unit, 3), lambda: None)
+    deal([seat], jobs(unit, 3), lambda: None, never)
     assert [job[0].key for job in seat.did] == ["0", "1", "2"]
 
 
-def test_a_job_that_kills_three_workers_is_given_up(unit):
-    with pytest.raises(WorkersDied, match="3 workers died at the same job, of 'a cat and a dog'; is"):
-        deal([Seat(deaths=jobs(unit, 1) * 3)], jobs(unit, 2), lambda: None)
+def test_the_batch_that_kills_three_workers_is_noted_as_failed_and_the_rest_goes_on(unit, tmp_path):
+    job = (replace(unit, key="before"), replace(unit, key="deadly"), replace(unit, key="after"))
+    write_unit(tmp_path, "before", [])
+    seat = Seat(deaths=[job] * 3)
+    deal([seat], [job, *jobs(unit, 2)], lambda: None, partial(given_up, tmp_path))
+    ((key, facts),) = failures(tmp_path).items()
+    assert (key, facts["method"], facts["prompt"]) == ("deadly", unit.name, unit.prompt.text)
+    assert facts["error"] == "Dead: 3 workers died at it, one after the other; is there enough memory?"
+    assert [[one.key for one in did] for did in seat.did] == [["after"], ["0"], ["1"]]
+
+
+def test_three_such_batches_in_a_row_end_the_run(unit, tmp_path):
+    deadly = [job for job in jobs(unit, 3) for _ in range(3)]
+    with pytest.raises(WorkersDied, match=r"3 workers died at the same batch, 3 times, .* of 'a cat and a dog'; is"):
+        deal([Seat(deaths=deadly)], jobs(unit, 5), lambda: None, partial(given_up, tmp_path))
+    assert set(failures(tmp_path)) == {"0", "1", "2"}
+
+
+def test_a_seat_that_nobody_takes_holds_up_no_job(unit):
+    class Empty(Seat):
+        def begun(self):
+            return Future()
+
+    seats = [Empty(), Seat(deaths=jobs(unit, 1))]
+    deal(seats, jobs(unit, 4), lambda: None, never)
+    assert [job[0].key for job in seats[1].did] == ["0", "1", "2", "3"]
+
+
+def test_workers_that_all_die_before_they_begin_end_the_run(unit):
+    class Stillborn(Seat):
+        def begun(self):
+            future = Future()
+            future.set_exception(Dead("no torch here"))
+            return future
+
+    with pytest.raises(WorkersDied, match="no worker lives long enough to begin: no torch here"):
+        deal([Stillborn(), Stillborn()], jobs(unit, 1), lambda: None, never)
+    seats = [Stillborn(), Seat()]
+    deal(seats, jobs(unit, 2), lambda: None, never)
+    assert len(seats[1].did) == 2
 
 
 def test_any_other_error_is_the_callers(unit):
@@ -80,7 +127,7 @@ def test_any_other_error_is_the_callers(unit):
             return False
 
     with pytest.raises(Dead):
-        deal([Broken(deaths=jobs(unit, 1))], jobs(unit, 2), lambda: None)
+        deal([Broken(deaths=jobs(unit, 1))], jobs(unit, 2), lambda: None, never)
 
 
 def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path, capfd):

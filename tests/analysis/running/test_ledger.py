@@ -1,11 +1,17 @@
 """What is done and what failed, as files."""
 
-from analysis.running.estimate import estimate, first_units, in_words
+from dataclasses import replace
+
+from pyarrow.parquet import read_table, write_table
+
+from analysis.running.estimate import estimate, first_units, in_words, size_of
 from analysis.running.ledger import done, failures, forget_failures, rows_of, write_failure, write_unit
+from tracer.capture import Capture
 
 ROW = {
     "part": "p", "method": "m", "prompt_id": "i", "prompt": "a cat", "image": "x.png", "image_sha256": "s", "images": 2,
     "seconds": 3.0, "passes": 4, "gradient_passes": 0, "peak_bytes": 5, "device": "cpu", "threads": 1, "host": "h",
+    "traced": False,
 }  # fmt: skip
 
 
@@ -61,6 +67,30 @@ def test_the_time_left_is_by_each_methods_own_median(small, tiny_pipe, tmp_path)
     assert left.seconds == (10 + 4 + 10) / 2
     assert estimate(tmp_path, rows_of(tmp_path).head(0), units, 1).seconds is None
     assert [unit.name for unit in first_units(units)] == ["plain", "regulation"]
+
+
+def test_what_was_made_before_tracing_was_noted_counts_as_untraced(tmp_path):
+    write_unit(tmp_path, "a", rows("a"))
+    write_unit(tmp_path, "b", rows("b", traced=True))
+    file = tmp_path / "units" / "a.parquet"
+    write_table(read_table(file).drop_columns("traced"), file)
+    assert rows_of(tmp_path).groupby("unit")["traced"].all().to_dict() == {"a": False, "b": True}
+
+
+def test_sizes_are_of_whole_files_and_what_vanishes_has_none(small, tiny_pipe, tmp_path, monkeypatch):
+    from analysis.prompts.files import PromptSet
+    from analysis.running.units import planned
+
+    part = replace(small.parts[0], traced={"plain": Capture()})
+    one = planned(part, PromptSet("p", "P", part.prompts), tiny_pipe, ("", ""))
+    traced = [unit for unit in one.units.values() if unit.capture][:2]
+    (tmp_path / "traces").mkdir()
+    (tmp_path / "traces" / "a.duckdb").write_bytes(b"1" * 50)
+    (tmp_path / "traces" / ".b.77.duckdb").write_bytes(b"1" * 900)
+    assert estimate(tmp_path, rows_of(tmp_path), traced, 1).trace_bytes == 100
+    gone = tmp_path / "gone.duckdb"
+    monkeypatch.setattr(type(gone), "is_file", lambda path: True)  # renamed between the two questions
+    assert size_of(gone) == 0
 
 
 def test_durations_are_said_as_one_reads_them():

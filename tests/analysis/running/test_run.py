@@ -10,9 +10,10 @@ import pytest
 from PIL import Image
 from small_runs import HERE, PROMPTS, changed
 
+from analysis.outputs.method_results import method_tables
 from analysis.plan import animal_pairs
 from analysis.prompts.scenes import draw_scenes
-from analysis.running.ledger import done, failures, rows_of
+from analysis.running.ledger import done, failures, rows_of, write_failure
 from analysis.running.results import Incomplete
 from analysis.running.run import How
 from regulate import METHODS, AttentionRegulation, Method, Request, generate
@@ -246,6 +247,42 @@ def test_an_engine_in_this_process_leaves_its_settings_as_they_were(small, quiet
 def test_a_shard_that_is_none_is_refused(shard):
     with pytest.raises(ValueError, match="a shard must be i/n with i from 1 to n"):
         How(shard=shard)
+
+
+def test_references_are_drawn_where_they_are_compared_with_and_not_by_every_shard(small, quiet, tmp_path):
+    compared = replace(changed(small, prompts="emoji-scenes", options={"count": 2}), reference="emoji-scenes")
+    assert quiet(compared, tmp_path, replace(HERE, shard=(1, 2))) is None
+    assert not (folder(tmp_path) / "reference").exists()
+
+
+def test_costs_are_of_whole_cells_whose_plain_images_are_there(small, quiet, tmp_path):
+    mood = tmp_path / "mood.json"
+    mood.write_text("null")
+    facts = {"batch": 1, "methods": {"moody": Moody(mood), "regulation": AttentionRegulation(iterations=2)}}
+    out, experiment = tmp_path / "runs", changed(small, **facts)
+    costs = quiet(experiment, out).parts[0].costs
+    assert len(costs) == 9
+    assert set(costs["images"]) == {2}
+    rows = rows_of(folder(out)).set_index(["method", "prompt_id", "seed"])["unit"]
+    for lost in (("moody", "pair-0", 1), ("plain", "pair-1", 0)):
+        (folder(out) / "units" / f"{rows[lost]}.parquet").unlink()
+        write_failure(folder(out), rows[lost], {"method": lost[0], "prompt": lost[1], "error": "not today"})
+    results = quiet(experiment, out, replace(HERE, allow_missing=True))
+    costs = results.parts[0].costs
+    assert set(costs["images"]) == {2}
+    assert set(costs["prompt_id"]) == {"pair-0", "pair-2"}
+    assert len(costs[costs["prompt_id"] == "pair-0"]) == 2
+    list(method_tables(results))  # neither refuses
+
+
+def test_traced_batches_are_timed_for_estimates_and_are_no_costs(small, quiet, tmp_path):
+    kept = Capture(precision="none", tokens="targets")
+    traced = changed(small, traced={"plain": kept, "regulation": kept})
+    quiet(traced, tmp_path, replace(HERE, dry=True))
+    assert "about unknown" not in quiet.said
+    results = quiet(traced, tmp_path)
+    assert results.parts[0].costs.empty
+    assert (rows_of(results.run)["seconds"] > 0).all()
 
 
 def test_every_batch_is_timed_and_counted(small, quiet, tmp_path):

@@ -10,6 +10,9 @@ from small_runs import PROMPTS, changed
 from analysis.prompts.files import PromptSet
 from analysis.running.units import LONGEST_NAME, file_name, planned, spread
 from regulate import METHODS, AttentionRegulation
+from regulate.applied import standings_of
+from regulate.controls import Boost
+from regulate.method import Subject
 from tracer.capture import Capture
 from tracer.prompts import Prompt
 
@@ -90,6 +93,25 @@ def test_a_name_that_people_can_read_stays_it():
     assert file_name("a cat and a red car") == "a cat and a red car"
     assert file_name("attend-and-excite") == "attend-and-excite"
     assert "/" not in file_name("../secret")
+
+
+def test_a_prompt_without_a_target_leaves_methods_nothing_to_do_that_act_on_targets(plan):
+    bare = Prompt("bare", "it is raining again", (), "test")
+    named = ("attend-and-excite", "predicated", "regulation")
+    one = plan(methods={name: METHODS[name] for name in named} | {"boost": Boost()}, prompts=(PROMPTS[0], bare))
+    verdicts = {(cell.method, cell.prompt.id): cell.standing.verdict for cell in one.cells}
+    assert {verdicts[name, "pair-0"] for name in (*named, "boost")} == {"acts"}
+    assert {verdicts[name, "bare"] for name in (*named, "boost")} == {"no-op"}
+    with pytest.raises(ValueError, match="needs at least one target"):  # but to ask for it alone is a mistake
+        standings_of(METHODS["regulation"], (Subject((), 6, 0, bare.text),))
+
+
+def test_prompts_may_have_seeds_of_their_own_by_their_place_in_the_whole_set(plan):
+    one = plan(own_seeds=True, seeds=(0, 2))
+    assert [unit.seeds for unit in one.units.values() if unit.name == "plain"] == [(0, 2), (3, 5), (6, 8)]
+    fewer = plan(own_seeds=True, seeds=(0, 2), spread=2)
+    assert keys(fewer) < keys(one)
+    assert [unit.seeds for unit in fewer.units.values() if unit.name == "plain"] == [(0, 2), (6, 8)]
 
 
 def test_a_target_that_is_not_in_its_prompt_is_refused(plan):
