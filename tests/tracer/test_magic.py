@@ -100,6 +100,7 @@ def test_a_store_shows_its_runs_and_what_to_do_next(trace):
     assert "trace.duckdb" in shown
     assert "a cat and a dog" in shown
     assert "analysis.explore(store)" in shown
+    assert "trace.duckdb</b> is closed" in store._repr_html_()
 
 
 def test_jupysql_asks_the_same_file_through_its_native_connection(trace, monkeypatch):
