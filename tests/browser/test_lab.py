@@ -45,6 +45,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # JupySQL, whose connection is tested elsewhere, brings a plugin that throws in today's Lab; nobody needs it.
+    disabled = home / "jupyter_config_dir" / "labconfig" / "page_config.json"
+    disabled.parent.mkdir(parents=True)
+    disabled.write_text(json.dumps({"disabledExtensions": {"jupysql-plugin": True}}))
     own = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")}
     environment = os.environ | own | {"JUPYTERLAB_SETTINGS_DIR": str(home / "settings")}
     environment["OMP_NUM_THREADS"] = "1"  # beside other tests two threads of a kernel only wait for each other
