@@ -15,7 +15,8 @@ demo: venv  ## generate, trace, detect and show, on the emoji world
 	$(BIN)/attnreg demo --out "$(OUT)"
 
 lab: venv  ## JupyterLab on a copy of the notebooks of one's own, with everything installed
-	mkdir -p "$(NOTEBOOKS)" && cp -n notebooks/*.ipynb "$(NOTEBOOKS)/"
+	mkdir -p "$(NOTEBOOKS)"
+	for book in notebooks/*.ipynb; do test -e "$(NOTEBOOKS)/$${book##*/}" || cp "$$book" "$(NOTEBOOKS)/" || exit 1; done
 	$(BIN)/jupyter lab "$(NOTEBOOKS)"
 
 docs: venv  ## the site, docs/build/html/index.html; docs/cli.md is written anew

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis.comparison import as_table, summary
+from analysis.comparison import summary, tell
 from analysis.plan import Plan
 from analysis.workbench import Workbench
 from metrics.protocols import DetectionProtocol
@@ -46,7 +46,7 @@ def compare(
         protocol: of detection; by default the emoji world's for its model, else the released OWLv2's.
         steps: of the scheduler.
         given: what else is known of a prompt, by its text; see `analysis.plan.Plan`.
-        console: where progress and the table go.
+        console: where progress and the table go; in a notebook the cell shows the table alone.
 
     Raises:
         ValueError: the plan is none, or a target is not in its prompt; nothing is written then.
@@ -61,5 +61,5 @@ def compare(
     missing = [{"method": name, "pairs": "all", "standing": f"n/a, {reason}"} for name, reason in lacking.items()]
     lines = pd.concat([lines, pd.DataFrame(missing)], ignore_index=True) if missing else lines
     bench.write("summary.csv", lines)
-    console.print(as_table(lines, f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds"))
+    tell(console, lines, f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds")
     return lines

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 from analysis.plan import PLAIN
@@ -99,6 +100,12 @@ def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
     if min(values.shape) > 1:
         return two_way_interval(values)
     return bootstrap_rate(values if len(values) > 1 else values.T, np.random.default_rng(BOOTSTRAP_SEED))
+
+
+def tell(console: Console, lines: pd.DataFrame, title: str) -> None:
+    """Print a summary; not in a notebook, whose cell shows the table that is returned."""
+    if not console.is_jupyter:
+        console.print(as_table(lines, title))
 
 
 def as_table(lines: pd.DataFrame, title: str) -> Table:

@@ -10,6 +10,7 @@ share what they have in common. What a search chose is to be tested on other pro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.compare import compare
-from analysis.comparison import as_table, found_matrix, summary
+from analysis.comparison import found_matrix, summary, tell
 from analysis.plan import PLAIN, Plan, halves
 from analysis.spaces import Range, Space, space_of
 from analysis.workbench import Workbench
@@ -48,6 +49,11 @@ class Searched:
     name: str
     trials: pd.DataFrame
     finalists: pd.DataFrame
+
+    def _repr_html_(self) -> str:
+        after = "<code>analysis.compare</code> tests <code>.method</code> on others; <code>.trials</code> has all"
+        head = f"<p><b>{escape(self.name)}</b> was the best of {len(self.trials)}: {escape(str(self.method))}</p>"
+        return f"{head}{self.finalists.round(4).to_html(index=False, border=0)}<p>{after}</p>"
 
 
 def ablate(
@@ -89,7 +95,7 @@ def ablate(
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
     lines = summary(bench.rows_of(Plan(tuple(prompts), tuple(seeds), methods, steps)))
     bench.write("ablation.csv", lines)
-    console.print(as_table(lines, f"ablation, {len(prompts)} prompts x {len(seeds)} seeds"))
+    tell(console, lines, f"ablation, {len(prompts)} prompts x {len(seeds)} seeds")
     return lines
 
 
@@ -153,7 +159,7 @@ def search(
     finals = replace(wanted, seeds=tuple(seeds), methods={name: methods[name] for name in best})
     finalists = summary(bench.rows_of(finals))
     bench.write("finalists.csv", finalists)
-    console.print(as_table(finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"))
+    tell(console, finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds")
     name = _best(finalists)
     return Searched(methods[name], name, table, finalists)
 

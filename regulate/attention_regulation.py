@@ -88,7 +88,11 @@ class AttentionRegulation(Objective, Method):
             raise ValueError(f"watch must be less than until, {self.until}, or nothing is edited, got {self.watch}")
 
     def check(self, subjects: Sequence[Subject]) -> None:
-        """Raise ValueError if an image has no target, or, where words count, only one or two that share a token."""
+        """Refuse images that it cannot act on.
+
+        Raises:
+            ValueError: an image has no target, or, where words count, only one or two that share a token.
+        """
         if not all(subject.targets for subject in subjects):
             raise ValueError("attention regulation needs at least one target for every prompt")
         if self.when == "dominant" and any(len(subject.targets) < 2 for subject in subjects):
@@ -104,6 +108,11 @@ class AttentionRegulation(Objective, Method):
         self, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], passes: Passes
     ) -> tuple[AttentionEdit, ...]:
         """Return the edit for one batch of images.
+
+        Args:
+            pipe: that makes them.
+            subjects: what is known of each image, in order.
+            passes: of the network, as the pipeline goes on.
 
         Raises:
             ValueError: no site fits `layers`.

@@ -219,7 +219,13 @@ class Method:
     def interventions(
         self, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], passes: Passes
     ) -> tuple[Intervention, ...]:
-        """Return what acts on one batch of images, in pipeline order."""
+        """Return what acts on one batch of images, in pipeline order.
+
+        Args:
+            pipe: that makes them.
+            subjects: what is known of each image, in order.
+            passes: of the network, as the pipeline goes on.
+        """
         return ()
 
     @property

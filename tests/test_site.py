@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 import typer
@@ -14,6 +15,7 @@ from typer.cli import app as typer_cli
 from typer.testing import CliRunner
 
 from analysis.cli import app
+from analysis.explorer.widget import Explorer
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("tracer", "regulate", "metrics", "analysis")
@@ -26,6 +28,7 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     home = tmp_path_factory.mktemp("site")
     for name in ("docs", "notebooks"):
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("build", "notebooks"))
+    shutil.copy(ROOT / "CITATION.cff", home)
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "docs", "docs/build/html"]
     done = subprocess.run(command, cwd=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -48,16 +51,23 @@ def public() -> list[tuple[str, object]]:
             one = getattr(module, name)
             if inspect.isfunction(one) or inspect.isclass(one):
                 found.append((f"{package}.{name}", one))
-    return found
+            if inspect.isclass(one):
+                found += [
+                    (f"{package}.{name}.{method}", getattr(one, method))
+                    for method, made in vars(one).items()
+                    if not method.startswith("_") and isinstance(made, classmethod | staticmethod | FunctionType)
+                ]
+    explorer = [(f"analysis.explorer.widget.Explorer.{name}", getattr(Explorer, name)) for name in ("select", "figure")]
+    return found + explorer
 
 
 @pytest.mark.parametrize(("name", "one"), public(), ids=[name for name, _ in public()])
 def test_a_public_function_says_what_it_takes_and_what_it_raises(name, one):
     text = inspect.getdoc(one) or ""
     assert len(text) > 20
-    if inspect.isfunction(one):
+    if inspect.isroutine(one):
         source = inspect.getsource(one)
-        own = [word for word in inspect.signature(one).parameters if word not in ("args", "kwargs")]
+        own = [word for word in inspect.signature(one).parameters if word not in ("self", "args", "kwargs")]
         if len(own) > 2:
             assert all(f"{word}:" in text for word in own), f"{name} says nothing of some of {own}"
         if "raise " in source:

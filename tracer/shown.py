@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+import duckdb
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -25,8 +26,11 @@ _NEXT = (
 
 
 def store_html(store: "Store") -> str:
-    """Return a table of the runs, the last ones if there are many, and what to do next."""
-    runs = store.sql(_RUNS)
+    """Return a table of the runs, the last ones if there are many, and what to do next; or that the store is closed."""
+    try:
+        runs = store.sql(_RUNS)
+    except duckdb.ConnectionException:
+        return f"<p><b>{escape(store.path.name)}</b> is closed; <code>tracer.Store.open(path)</code> opens it again</p>"
     more = f", the last {SHOWN} of {len(runs)} runs" if len(runs) > SHOWN else ""
     size = store.path.stat().st_size / 1e6
     table = runs.tail(SHOWN).to_html(index=False, border=0) if len(runs) else "<p>Nothing is recorded yet.</p>"

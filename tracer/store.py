@@ -183,7 +183,13 @@ class Store:
         return last + 1
 
     def add_samples(self, run_id: int, samples: Sequence[SampleRow], tokens: Sequence[Mapping[str, object]]) -> None:
-        """Write images to be made, and the rows of their tokens, see `token_rows`."""
+        """Write images to be made, and their tokens.
+
+        Args:
+            run_id: of the run that makes them.
+            samples: a row per image.
+            tokens: a row per token of their prompts, see `token_rows`.
+        """
         rows = [_as_json(asdict(sample), "targets") for sample in samples]
         with self.transaction() as cursor:
             _insert(cursor, "samples", rows, run_id)
@@ -193,12 +199,8 @@ class Store:
         """Write what some passes of the model recorded, all of it in one transaction."""
         layers = [row for recorded in passes for row in recorded.layers]
         with self.transaction() as cursor:
-            _insert(
-                cursor,
-                "layers",
-                [asdict(row) | {"block": row.block, "block_idx": row.block_idx} for row in layers],
-                run_id,
-            )
+            rows = [asdict(row) | {"block": row.block, "block_idx": row.block_idx} for row in layers]
+            _insert(cursor, "layers", rows, run_id)
             _insert(cursor, "calls", [asdict(call) for recorded in passes for call in recorded.calls], run_id)
             _insert(cursor, "head_stats", _joined([recorded.stats for recorded in passes]), run_id)
             _insert(cursor, "solves", _joined([recorded.solves for recorded in passes]), run_id)

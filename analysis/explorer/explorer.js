@@ -6,6 +6,7 @@ const RAMP = [
   [252, 244, 182], [254, 206, 146], [254, 159, 109], [247, 112, 92], [222, 73, 104],
   [182, 54, 121], [140, 41, 129], [101, 26, 128], [63, 15, 114],
 ];
+const PICTURES = 32; // that are kept decoded
 const KEYS = "arrows left and right: step · up and down: word · h: head · l: layers · p: phase";
 
 function colour(share) {
@@ -78,15 +79,17 @@ class Page {
     make("div", root, { class: "keys", text: KEYS });
     root.onkeydown = (event) => this.key(event);
     root.onpointerdown = () => root.focus({ preventScroll: true });
+    this.bitmaps = new Map(); // decoded pictures by image: a step must not wait for the same one again
     this.changed = () => this.show();
+    this.troubled = () => { this.say(""); this.show(); }; // show what is chosen still
     model.on("change:view", this.changed);
-    model.on("change:choices", this.changed);
+    model.on("change:trouble", this.troubled);
     this.show();
   }
 
   end() {
     this.model.off("change:view", this.changed);
-    this.model.off("change:choices", this.changed);
+    this.model.off("change:trouble", this.troubled);
   }
 
   get choices() { return this.model.get("choices"); }
@@ -130,18 +133,26 @@ class Page {
   }
 
   pane(pane, view, now) {
-    const box = make("section", this.panes), shape = pane.height ? pane.width / pane.height : 1;
+    const box = make("section", this.panes), bitmap = this.bitmaps.get(pane.image) ?? null;
     make("h4", box, { text: pane.title });
     const frame = make("div", box, { class: "frame" });
-    const canvas = make("canvas", frame, { width: 320, height: Math.round(320 / shape), role: "img" });
+    const canvas = make("canvas", frame, { width: 320, height: 320, role: "img" });
     canvas.setAttribute("aria-label", `attention to ${now.word}, step ${now.step}`);
     if (pane.note) make("p", frame, { text: pane.note });
     const map = pane.height ? numbers(pane.map) : null;
-    const drawn = { canvas, map, pane, top: view.map_top, image: null };
+    const drawn = { canvas, map, pane, top: view.map_top, image: bitmap };
+    const fit = () => { // the map's shape is the picture's; without a map the picture alone says it
+      const [width, height] = map ? [pane.width, pane.height] : [drawn.image?.width ?? 1, drawn.image?.height ?? 1];
+      canvas.height = Math.round((320 * height) / width);
+    };
+    fit();
     const png = this.model.get("pictures")[String(pane.image)];
-    if (png?.byteLength) {
+    if (!bitmap && png?.byteLength) {
       createImageBitmap(new Blob([png], { type: "image/png" })).then((image) => {
+        this.bitmaps.set(pane.image, image);
+        if (this.bitmaps.size > PICTURES) this.bitmaps.delete(this.bitmaps.keys().next().value);
         drawn.image = image;
+        fit();
         this.paint();
       });
     }
@@ -182,22 +193,28 @@ class Page {
     this.say(`${pane.word}, row ${y}, column ${x}: ${map[y * pane.width + x].toPrecision(3)}`);
   }
 
-  say(text) { this.said.textContent = text; }
+  say(text) {
+    this.said.textContent = text || this.model.get("trouble");
+    this.said.classList.toggle("trouble", !text && Boolean(this.model.get("trouble")));
+  }
 
   curves(box, pane, top, now) {
-    const width = 320, height = 130, left = 30, foot = 18, right = 66;
+    const gap = Math.min(9, 300 / Math.max(pane.curves.length, 1)); // between the words' names
+    const width = 320, height = Math.max(130, gap * pane.curves.length + 12), left = 30, foot = 18, right = 66;
     const svg = draw("svg", box, { viewBox: `0 0 ${width} ${height}`, class: "curves" });
-    const steps = pane.steps, last = Math.max(steps.length - 1, 1);
-    const x = (place) => left + (place / last) * (width - left - right);
+    const steps = pane.steps, last = steps.length - 1;
+    if (!steps.length) return; // nothing was edited: the note over the map says so
+    const span = Math.max(steps[last] - steps[0], 1);
+    const x = (place) => left + ((steps[place] - steps[0]) / span) * (width - left - right);
     const y = (value) => 6 + (1 - value / top) * (height - foot - 6);
     for (const tick of [0, top]) draw("text", svg, { x: left - 4, y: y(tick) + 3, class: "tick end" }, tick.toPrecision(2));
-    for (const place of [0, steps.length - 1]) {
+    for (const place of new Set([0, last])) {
       draw("text", svg, { x: x(place), y: height - 5, class: "tick middle" }, `step ${steps[place]}`);
     }
     draw("path", svg, { d: `M${left} ${y(top)}V${y(0)}H${width - right}`, class: "axis" });
-    draw("path", svg, { d: `M${x(steps.indexOf(now.step))} ${y(top)}V${y(0)}`, class: "now" });
+    if (steps.includes(now.step)) draw("path", svg, { d: `M${x(steps.indexOf(now.step))} ${y(top)}V${y(0)}`, class: "now" });
     const ends = pane.curves.map(([word, , line]) => [word, y(line[line.length - 1] ?? 0)]).sort((a, b) => a[1] - b[1]);
-    ends.forEach((end, place) => { if (place) end[1] = Math.max(end[1], ends[place - 1][1] + 9); });
+    ends.forEach((end, place) => { if (place) end[1] = Math.max(end[1], ends[place - 1][1] + gap); });
     const lowest = Math.max(0, (ends.at(-1)?.[1] ?? 0) - (height - 3));
     const heights = Object.fromEntries(ends.map(([word, at]) => [word, at - lowest]));
     for (const [word, target, line] of pane.curves) {
@@ -209,7 +226,8 @@ class Page {
     }
     const nearest = (event) => {
       const sides = svg.getBoundingClientRect(), at = ((event.clientX - sides.x) / sides.width) * width;
-      return Math.min(steps.length - 1, Math.max(0, Math.round(((at - left) / (width - left - right)) * last)));
+      const away = (place) => Math.abs(x(place) - at);
+      return steps.reduce((best, _, place) => (away(place) < away(best) ? place : best), 0);
     };
     svg.onpointermove = (event) => {
       const place = nearest(event);
@@ -247,7 +265,8 @@ class Page {
   }
 
   key(event) {
-    const now = this.model.get("view").selection, { words, steps, layers, heads, phases } = this.choices;
+    // What was asked for last, not what is shown yet: two quick presses are two steps.
+    const now = this.model.get("selection"), { words, steps, layers, heads, phases } = this.choices;
     const turn = (list, chosen, by) => list[(list.indexOf(chosen) + by + list.length) % list.length];
     const moves = {
       ArrowRight: () => ({ step: steps[Math.min(steps.indexOf(now.step) + 1, steps.length - 1)] }),
@@ -258,7 +277,8 @@ class Page {
       l: () => ({ layers: turn(layers, now.layers, 1) }),
       p: () => ({ phase: turn(phases, now.phase, 1) }),
     };
-    if (!(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+    const own = event.target.tagName === "SELECT" || (event.target === this.cover && event.key.startsWith("Arrow"));
+    if (!(event.key in moves) || event.ctrlKey || event.metaKey || event.altKey || own) return;
     event.preventDefault();
     event.stopPropagation();
     this.ask(moves[event.key]());

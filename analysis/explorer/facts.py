@@ -82,6 +82,10 @@ class Traced:
         sizes = {layer.size: tuple(one for one in self.layers if one.size == layer.size) for layer in self.layers}
         return sizes | {layer.path: (layer,) for layer in self.layers}
 
+    def heads_of(self, layers: str) -> int:
+        """How many heads all of these layers have."""
+        return min((layer.heads for layer in self.groups.get(layers, self.layers)), default=0)
+
     def acted_on(self, layers: str) -> bool:
         """Whether a method replaced probabilities in some of these layers."""
         return any(layer.number in self.edited_layers for layer in self.groups.get(layers, ()))
@@ -134,11 +138,11 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
     """
     key = [int(row["run_id"]), int(row["sample"])]
     words = store.sql(
-        "SELECT word_idx, word, is_target FROM words WHERE run_id = ? AND sample = ? AND branch = 'cond' AND is_kept "
+        "SELECT word_idx, word, is_target, is_kept FROM words WHERE run_id = ? AND sample = ? AND branch = 'cond' "
         "ORDER BY word_idx",
         key,
     )
-    if words.empty:
+    if not words["is_kept"].any():
         raise ValueError(f"a trace must have recorded words to be explored, image {row['image']} has none")
     layers = store.sql("SELECT layer, path, heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer", key[:1])
     calls = store.sql(
@@ -162,12 +166,15 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
 
 
 def _words(rows: pd.DataFrame) -> tuple[Word, ...]:
+    """Return the words that were recorded, named by their number among all of the prompt, as the store counts them."""
     seen: Counter[str] = Counter()
     found = []
     for row in rows.itertuples(index=False):
         seen[row.word.lower()] += 1
         number = seen[row.word.lower()]
-        found.append(Word(int(row.word_idx), row.word if number == 1 else f"{row.word}#{number}", bool(row.is_target)))
+        name = row.word if number == 1 else f"{row.word}#{number}"
+        if row.is_kept:
+            found.append(Word(int(row.word_idx), name, bool(row.is_target)))
     return tuple(found)
 
 

@@ -88,6 +88,8 @@ def word_map(store: Store, traced: Traced, word: Word, choice: Choice) -> Float3
     """
     if not traced.has_maps:
         raise LookupError("this trace keeps statistics only, no maps")
+    if choice.head >= (count := traced.heads_of(choice.layers)):
+        raise LookupError(f"layers {choice.layers} have heads 0 to {count - 1}")
     if choice.head != MEAN and choice.head not in traced.heads:
         raise LookupError(f"no maps of head {choice.head} are kept")
     if choice.phase == "edited" and not traced.acted_on(choice.layers):

@@ -6,10 +6,10 @@
 
 Conventions: a choice is a dict of image, other (an image beside it, or None), word, layers, head (-1 for the mean),
 step and phase. The page asks by setting it, and is answered with what it shows and nothing else: a map or two, a curve
-per word, a matrix of heads and layers. Where no widget can be shown, a figure of the same choice stands in its place.
+per word, a matrix of heads and layers; or with why it cannot be shown. Where there are no widgets, a figure of the same
+choice stands in its place.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis.explorer.facts import Traced, facts_of, listed, title_of
+from analysis.explorer.given import Shown, numbers, png, whole
 from analysis.explorer.slices import MEAN, Choice, Quantiles, quantiles
 from analysis.explorer.still import still
 from analysis.explorer.view import look
@@ -32,11 +33,9 @@ from tracer.rows import Phase
 from tracer.store import Store
 
 HERE = Path(__file__).parent
-LARGEST = 512  # pixels a side of an image that is sent to the page
 KEPT = 8  # images whose quantiles are remembered: some megabytes each of the largest models
 NAMES = ("image", "other", "word", "layers", "head", "step", "phase")
-
-Shown = Image.Image | np.ndarray | str | Path
+WHOLE = ("image", "other", "head", "step")  # of them those that are whole numbers
 
 
 class Explorer(anywidget.AnyWidget):
@@ -47,6 +46,7 @@ class Explorer(anywidget.AnyWidget):
         choices: what there is to choose from.
         view: what is shown of it.
         pictures: the images beside the maps, as PNG.
+        trouble: why the page's last wish was not answered; empty where it was.
     """
 
     _esm = HERE / "explorer.js"
@@ -55,6 +55,7 @@ class Explorer(anywidget.AnyWidget):
     choices = traitlets.Dict().tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
     pictures = traitlets.Dict().tag(sync=True)
+    trouble = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, source: Store | Path, images: pd.DataFrame, pictures: Mapping[int, Shown]):
         """Show the first image; `images` is from `facts.listed`, pictures are by the images' numbers."""
@@ -72,8 +73,8 @@ class Explorer(anywidget.AnyWidget):
         self._show(_start(first, first))
         self.observe(self._asked, "selection")
 
-    def select(self, **choice: Any) -> None:
-        """Choose by code what is otherwise chosen in the page.
+    def select(self, **choice: Any) -> "Explorer":
+        """Choose by code what is otherwise chosen in the page, and return the explorer itself, which a cell then shows.
 
         Args:
             choice: any of image, other, word, layers, head, step, phase; what is not named stays.
@@ -83,14 +84,22 @@ class Explorer(anywidget.AnyWidget):
         """
         if unknown := set(choice) - set(NAMES):
             raise ValueError(f"a choice must name some of {', '.join(NAMES)}, got {', '.join(sorted(unknown))}")
+        choice = {name: whole(value) if name in WHOLE else value for name, value in choice.items()}
         self._check_images(self.selection | choice)
         self._show(self._checked(self._mended(self.selection | choice, set(choice)) | choice))
+        return self
 
     def _asked(self, change: dict[str, Any]) -> None:
         """Answer the page. What it asks for was offered to it, but the image may have changed meanwhile."""
         old, new = self.view.get("selection", {}), change["new"]
-        if new != old:
+        if new == old or set(NAMES) - set(new):
+            return
+        self.trouble = ""
+        try:
             self._show(self._mended(new, {name for name in NAMES if new[name] != old.get(name)}))
+        except Exception as error:  # nobody hears what is raised here, and the page would stand still
+            self.trouble = str(error) or type(error).__name__
+            self.selection = old
 
     def _show(self, selection: dict[str, Any]) -> None:
         panes = [self._traced(selection["image"])]
@@ -98,11 +107,11 @@ class Explorer(anywidget.AnyWidget):
         with _opened(self._source, self._inside) as store:
             read = [self._quantiles(store, pane, selection["phase"]) for pane in panes]
             self._seen = seen = look(store, read, selection["word"], _choice(selection))
-        with self.hold_trait_notifications(), self.hold_sync():
-            self.choices = self._offered(panes)
+        with self.hold_sync(), self.hold_trait_notifications():  # in this order it is one message, painted once
+            self.choices = self._offered(panes, selection["layers"])
             for pane in panes:
                 if pane.image not in self._sent:  # an image is packed once, not at every step that is looked at
-                    self._sent[pane.image] = self._png(pane.image)
+                    self._sent[pane.image] = png(self._files[pane.image])
             self.pictures = {str(pane.image): self._sent[pane.image] for pane in panes}
             self.view = seen.message() | {"selection": selection}
             self.selection = selection
@@ -121,14 +130,14 @@ class Explorer(anywidget.AnyWidget):
             self._read[key] = quantiles(store, traced, phase)
         return self._read[key]
 
-    def _offered(self, panes: Sequence[Traced]) -> dict[str, Any]:
+    def _offered(self, panes: Sequence[Traced], layers: str) -> dict[str, Any]:
         """Return what can be chosen, given the images: of two, the steps that both have."""
         first, steps = panes[0], set(panes[0].steps).intersection(*(pane.steps for pane in panes[1:]))
         return {
             "images": self._titles,
             "words": [[word.name, word.is_target] for word in first.words],
             "layers": list(first.groups),
-            "heads": list(first.heads),
+            "heads": [head for head in first.heads if head < first.heads_of(layers)],
             "steps": sorted(steps),
             "phases": ["original", *(["edited"] if any(pane.edited for pane in panes) else [])],
         }
@@ -145,21 +154,24 @@ class Explorer(anywidget.AnyWidget):
         """Return a choice that is one, or say what there is."""
         self._check_images(selection)
         panes = self._panes(selection)
-        offered = self._offered(panes)
+        offered = self._offered(panes, selection["layers"])
         selection = selection | {"word": panes[0].word(str(selection["word"])).name}
         for name, found in (("layers", "layers"), ("step", "steps"), ("phase", "phases")):
             if selection[name] not in offered[found]:
                 raise ValueError(f"{name} must be one of {offered[found]}, got {selection[name]!r}")
-        if selection["head"] not in (heads := _heads(panes[0])):
-            raise ValueError(f"head must be one of {heads} ({MEAN}: the mean), got {selection['head']!r}")
+        if selection["head"] not in (heads := _heads(panes[0], selection["layers"])):
+            raise ValueError(
+                f"head must be one of {heads} ({MEAN}: the mean) in layers {selection['layers']}, "
+                f"got {selection['head']!r}"
+            )
         return selection
 
     def _mended(self, selection: dict[str, Any], named: set[str]) -> dict[str, Any]:
         """Return a choice in which what its images do not have is what one starts with, but for what was named."""
         panes = self._panes(selection)
-        offered, usual = self._offered(panes), _start(panes[0], panes[-1])
+        offered, usual = self._offered(panes, selection["layers"]), _start(panes[0], panes[-1])
         lists = {"layers": offered["layers"], "step": offered["steps"], "phase": offered["phases"]}
-        lists |= {"word": [word for word, _ in offered["words"]], "head": _heads(panes[0])}
+        lists |= {"word": [word for word, _ in offered["words"]]}
         found = selection | {name: usual[name] for name, known in lists.items() if selection[name] not in known}
         if found["phase"] == "edited" and named & {"phase", "image", "other"}:  # else one may look where nothing was
             acting = next(pane for pane in reversed(panes) if pane.edited)
@@ -167,19 +179,7 @@ class Explorer(anywidget.AnyWidget):
                 found["layers"] = next(layer.size for layer in acting.layers if layer.number in acting.edited_layers)
             if "step" not in named:
                 found["step"] = min(acting.edited, key=lambda step: abs(step - found["step"]))
-        return found
-
-    def _png(self, image: int) -> bytes:
-        """Return the image as it is sent, no larger than is needed; nothing where there is none."""
-        shown = self._files[image]
-        if shown is None:
-            return b""
-        opened = Image.fromarray(shown) if isinstance(shown, np.ndarray) else shown
-        opened = opened if isinstance(opened, Image.Image) else Image.open(opened)
-        small, written = opened.convert("RGB"), io.BytesIO()
-        small.thumbnail((LARGEST, LARGEST))
-        small.save(written, "PNG")
-        return written.getvalue()
+        return found if found["head"] in _heads(panes[0], found["layers"]) else found | {"head": usual["head"]}
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """Return the widget, and beside it the figure that is shown where there are no widgets."""
@@ -197,8 +197,8 @@ class Explorer(anywidget.AnyWidget):
 
 def explore(
     store: Store | str | Path,
-    images: Sequence[int] | int | None = None,
-    pictures: Mapping[int, Shown] | Sequence[Shown] | None = None,
+    images: Sequence[int] | np.ndarray | pd.Series | int | np.integer | None = None,
+    pictures: Mapping[int, Shown] | Sequence[Shown] | np.ndarray | None = None,
 ) -> Explorer:
     """Return a widget that shows the attention in a trace: maps over images, words over steps, heads by layers.
 
@@ -208,18 +208,19 @@ def explore(
     Args:
         store: an open store, or the path of a trace, which is then opened for each answer and not held.
         images: numbers of those to choose from, in the view ``images``; None for all that are finished.
-        pictures: the images themselves, by number, or a sequence in the order of ``images``: arrays, PIL images or
-            paths. By default the files that the trace names.
+        pictures: the images themselves, by number, or a sequence in the order of ``images``: PIL images, paths, or
+            arrays of height, width and channel, of bytes or of shares from 0 to 1. By default the files that the trace
+            names.
 
     Raises:
         FileNotFoundError: there is no such trace.
-        ValueError: no finished image is there, or not one that is asked for; or there are too few pictures.
+        ValueError: no finished image is there, or not one that is asked for, or none is; or there are too few pictures.
     """
     if not isinstance(store, Store | str | Path):
         raise ValueError(f"store must be a Store or a path, got {type(store).__name__}; `attnreg import` joins traces")
     source = store if isinstance(store, Store) else Path(store)
     with _opened(source) as opened:
-        found = listed(opened, [images] if isinstance(images, int) else images)
+        found = listed(opened, None if images is None else numbers(images))
     if pictures is not None and not isinstance(pictures, Mapping):
         alone = isinstance(pictures, str | Path | Image.Image)
         if alone or len(pictures) != len(found):
@@ -250,8 +251,8 @@ def _file(folder: Path, name: object) -> Path | None:
     return path if path.is_file() else None
 
 
-def _heads(traced: Traced) -> list[int]:
-    return [MEAN, *range(max(layer.heads for layer in traced.layers))]
+def _heads(traced: Traced, layers: str) -> list[int]:
+    return [MEAN, *range(traced.heads_of(layers))]
 
 
 def _start(traced: Traced, other: Traced) -> dict[str, Any]:

@@ -195,9 +195,9 @@ class PaperTable:
                 raise ValueError(f"{row.method} must have {len(self.columns)} cells, got {len(row.cells)}")
 
     def _repr_html_(self) -> str:
-        from analysis.paper.files import html_of  # which writes tables of this kind
+        from analysis.paper.files import shown_in_a_cell  # which writes tables of this kind
 
-        return html_of(self)
+        return shown_in_a_cell(self)
 
     @property
     def groups(self) -> list[tuple[str, int]]:

@@ -141,6 +141,15 @@ def document_of(table: PaperTable) -> str:
     )
 
 
+def shown_in_a_cell(table: PaperTable) -> str:
+    """Return the table as a notebook's cell shows it: with its look, which colours nothing else, and what is next."""
+    after = "writes it as LaTeX, Markdown, HTML and CSV"
+    return (
+        f"<style>\n{STYLE_SHEET}</style>\n{html_of(table)}\n"
+        f"<p><code>analysis.paper.files.write(table, folder, name)</code> {after}</p>"
+    )
+
+
 def write(table: PaperTable, folder: str | Path, name: str) -> list[Path]:
     """Write ``name.tex``, ``name.md``, ``name.html`` and ``name.csv``; return their paths.
 

@@ -15,6 +15,7 @@ from shutil import disk_usage
 from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
@@ -28,7 +29,9 @@ from analysis.running.specification import begin, folder_name, specification
 from analysis.running.units import Job, Planned, Unit, digest_of, planned
 from analysis.running.worker import Setup
 from analysis.workbench import fingerprint
+from metrics.evaluator import EMOJI_SIZE
 from tracer.models import load_pipeline, model_name
+from tracer.sites import denoiser
 
 SHOWN = 10  # missing cells that an error names
 
@@ -114,7 +117,8 @@ def run(
         console: where the plan and progress go.
 
     Raises:
-        ValueError: a prompt, a target or a method does not fit; nothing is generated then.
+        ValueError: a prompt, a target, a method, or a model in the experiment's world does not fit; nothing is
+            generated then.
         Incomplete: cells are missing that are to be compared; all that could be made is there.
         OSError: the run would take more disk than it may, or than there is.
         FileNotFoundError: a model or an evaluator is not on this machine.
@@ -155,8 +159,24 @@ def _planned(experiment: Experiment, data: Path) -> list[Planned]:
         if pipe is None or loaded != (part.model, part.dtype):
             loaded, pipe = (part.model, part.dtype), load_pipeline(part.model, dtype=getattr(torch, part.dtype))
             model = model_name(pipe), fingerprint(pipe)
+            _check_world(experiment, pipe, model[0])
         found.append(planned(part, prompts, pipe, model))
     return found
+
+
+def _check_world(experiment: Experiment, pipe: DiffusionPipeline, model: str) -> None:
+    """Refuse a model whose images the experiment's evaluators do not know: their scores would look like any others.
+
+    A model of the emoji world has images of its size; one that was trained anew is known by that.
+    """
+    side = (getattr(denoiser(pipe).config, "sample_size", None) or pipe.default_sample_size) * pipe.vae_scale_factor
+    fits = (side, side) == EMOJI_SIZE if experiment.world == "emoji" else model != "emoji"
+    if not fits:
+        raise ValueError(
+            f"an experiment of world {experiment.world!r} must have a model of that world, got {model!r}, whose images "
+            f"are {side} pixels wide; give the experiment the model's world, 'emoji' or 'real', which names its "
+            "evaluators"
+        )
 
 
 def _tell(

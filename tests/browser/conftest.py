@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import numpy as np
 import pytest
@@ -139,8 +140,11 @@ class Tab:
         data = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
         return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
-    def complaints(self) -> list[str]:
-        """Return the errors since the page was opened, and every address that it asked for outside itself."""
+    def complaints(self, own: str = "") -> list[str]:
+        """Return the errors since the page was opened, and every address that it asked for outside itself.
+
+        An address of the host `own`, such as "127.0.0.1:8888", is no complaint; an error that names it is.
+        """
         self.send("Runtime.evaluate", expression="0")  # what came before has been heard
         found = []
         for event in self.events:
@@ -153,7 +157,8 @@ class Tab:
                 found.append(str(facts))
             elif name == "Network.requestWillBeSent" and facts["type"] != "Document":
                 address = facts["request"]["url"]
-                found += [] if address.startswith(("data:", "blob:")) else [address]
+                inside = address.startswith(("data:", "blob:")) or (own and urlparse(address).netloc == own)
+                found += [] if inside else [address]
         return found
 
 

@@ -1,6 +1,7 @@
 """`%%sql` in a real IPython shell: tables, variables in and out, and nothing written."""
 
 import duckdb
+import numpy as np
 import pandas as pd
 import pytest
 from IPython.core.error import UsageError
@@ -9,6 +10,16 @@ from traitlets.config import Config
 
 import tracer
 from tracer.store import Store
+
+WRITING = (
+    "DELETE FROM samples",
+    "COMMIT; UPDATE runs SET model = 'none'",
+    "SELECT 1; COMMIT; DELETE FROM samples",
+    "COPY (SELECT 1) TO 'out.csv'",
+    "EXPLAIN ANALYZE COPY (SELECT 1) TO 'out.csv'",
+    "WITH one AS (SELECT 1) DELETE FROM samples",
+    "-- nothing but a comment",
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,15 +58,33 @@ def test_variables_are_bound_and_the_table_goes_into_one(shell):
     assert shell.user_ns["dogs"].at[0, "n"] > 0
 
 
+@pytest.mark.parametrize("value", [2, np.int64(2), np.float32(2), np.uint8(2), pd.Series([1, 2]).iloc[1]])
+def test_a_number_of_numpys_is_bound_like_any_other(shell, value):
+    shell.user_ns["two"] = value
+    assert shell.run_cell_magic("sql", "trace.duckdb", "SELECT $two AS two, $two > 1 AS more").iloc[0].tolist() == [
+        2,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("query", ["FROM images", "DESCRIBE images", "SHOW TABLES", "VALUES (1);", "SELECT 1; -- one"])
+def test_all_that_reads_is_a_query(shell, query):
+    assert len(shell.run_cell_magic("sql", "trace.duckdb", query)) > 0
+
+
 def test_an_open_store_is_asked_by_its_name_and_not_written(shell, trace, tmp_path):
     copy = tmp_path / "copy.duckdb"
     copy.write_bytes(trace.read_bytes())
     with Store.create(copy) as store:  # open to write
         shell.user_ns["mine"] = store
+        models = set(store.sql("SELECT model FROM runs")["model"])
         assert shell.run_cell_magic("sql", "mine", "SELECT count(*) AS n FROM images").at[0, "n"] == 1
-        with pytest.raises(duckdb.Error, match="read-only"):
-            shell.run_cell_magic("sql", "mine", "DELETE FROM samples")
+        for query in WRITING:
+            with pytest.raises(UsageError, match="must be one query that reads"):
+                shell.run_cell_magic("sql", "mine", query)
         assert store.sql("SELECT count(*) AS n FROM samples").at[0, "n"] == 1
+        assert set(store.sql("SELECT model FROM runs")["model"]) == models
+    assert not (trace.parent / "out.csv").exists()
 
 
 def test_the_first_cell_must_name_a_trace_and_a_missing_variable_is_said(shell):
@@ -71,6 +100,7 @@ def test_a_store_shows_its_runs_and_what_to_do_next(trace):
     assert "trace.duckdb" in shown
     assert "a cat and a dog" in shown
     assert "analysis.explore(store)" in shown
+    assert "trace.duckdb</b> is closed" in store._repr_html_()
 
 
 def test_jupysql_asks_the_same_file_through_its_native_connection(trace, monkeypatch):

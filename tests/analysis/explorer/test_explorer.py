@@ -1,6 +1,7 @@
 """The explorer: what it shows is what the store has, whatever is chosen, and it reads little else."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,8 @@ import tracer
 from analysis import explore
 from analysis.explorer.facts import _words, facts_of, listed
 from analysis.explorer.slices import MEAN, Choice, quantiles, word_map
+from tracer import Capture
+from tracer.database import TraceBusy
 
 FIRST = "up_blocks.0.attentions.0.transformer_blocks.0.attn2"
 
@@ -125,6 +128,66 @@ def test_what_the_page_asks_for_is_answered_and_what_an_image_lacks_is_mended(ex
     assert (shown["image"], shown["phase"], shown["step"], shown["word"]) == (4, "edited", 1, "cat")
 
 
+def test_what_is_asked_only_in_part_is_passed_over(explorer):
+    before = dict(explorer.view)
+    explorer.selection = {name: value for name, value in explorer.selection.items() if name != "step"}
+    assert (explorer.view, explorer.trouble) == (before, "")
+    explorer.selection = before["selection"] | {"step": 1}  # and the next one is answered
+    assert explorer.view["selection"]["step"] == 1
+
+
+def test_what_cannot_be_answered_is_said_in_the_page_and_leaves_what_was_shown(explorer, monkeypatch):
+    before = dict(explorer.selection)
+
+    def busy(*_):
+        raise TraceBusy("run.duckdb is being written")
+
+    monkeypatch.setattr("analysis.explorer.widget.look", busy)
+    explorer.selection = before | {"step": 0}
+    assert (explorer.trouble, explorer.selection) == ("run.duckdb is being written", before)
+    monkeypatch.undo()
+    explorer.selection = before | {"step": 0}
+    assert (explorer.trouble, explorer.view["selection"]["step"]) == ("", 0)
+
+
+def test_an_answer_is_one_message(explorer, monkeypatch):
+    sent = []
+    monkeypatch.setattr(type(explorer), "_send", lambda self, message, buffers=None: sent.append(message["state"]))
+    explorer.select(image=2, step=1)
+    assert [set(state) for state in sent] == [{"pictures", "selection", "view"}]
+
+
+def test_a_head_that_the_layers_do_not_have_gives_way_or_is_refused(traced, explorer):
+    image = image_of(traced, 0)  # all of its layers have four
+    few, *others = (replace(layer, heads=2 if layer.number == 0 else 4) for layer in image.layers)
+    image = explorer._facts[0] = replace(image, layers=(few, *others))
+    explorer.select(layers=FIRST, head=3)
+    explorer.selection = explorer.selection | {"layers": few.path}
+    assert (explorer.selection["head"], explorer.choices["heads"]) == (MEAN, [0, 1])
+    assert explorer.view["panes"][0]["curves"]
+    with pytest.raises(ValueError, match=r"head must be one of \[-1, 0, 1\] .* in layers .*, got 3"):
+        explorer.select(layers=few.path, head=3)
+    with pytest.raises(LookupError, match=r"layers .* have heads 0 to 1"):
+        word_map(traced.store, image, image.words[0], Choice(few.path, 3, 1))
+
+
+def test_numbers_of_numpys_and_whole_floats_choose_as_others_do(traced, explorer):
+    shown = explorer.select(image=np.int64(2), step=2.0, head=np.int32(1)).selection
+    assert [(shown[name], type(shown[name])) for name in ("image", "step", "head")] == [(2, int), (2, int), (1, int)]
+    with pytest.raises(ValueError, match=r"step must be one of .*, got 1\.5"):
+        explorer.select(step=1.5)
+    for images in (np.int64(2), np.array([2]), pd.Series([2], index=[7]), [2]):
+        assert explore(traced.store, images).selection["image"] == 2
+    for images in ([], np.array([]), np.array([1.5]), np.array(["a"])):
+        with pytest.raises(ValueError, match="images must be whole numbers of the view images, at least one"):
+            explore(traced.store, images)
+
+
+def test_pictures_may_be_shares_of_one(traced, pictures):
+    explorer = explore(traced.store, images=[2, 3], pictures=np.stack(pictures[2:4]).astype(np.float32) / 255)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(explorer.pictures["2"]))), pictures[2])
+
+
 def test_a_step_that_no_edit_acted_on_says_so(explorer):
     explorer.select(image=4, layers=FIRST, phase="edited", step=3)
     (pane,) = explorer.view["panes"]
@@ -207,7 +270,17 @@ def test_it_stands_still_where_there_are_no_widgets(explorer):
 
 def test_repeated_words_have_the_names_that_the_store_takes():
     rows = pd.DataFrame({"word_idx": [0, 1, 2], "word": ["Cat", "and", "cat"], "is_target": [False, False, True]})
-    assert [word.name for word in _words(rows)] == ["Cat", "and", "cat#2"]
+    assert [word.name for word in _words(rows.assign(is_kept=True))] == ["Cat", "and", "cat#2"]
+    (second,) = _words(rows.assign(is_kept=rows["is_target"]))  # the first was not recorded, and counts all the same
+    assert (second.name, second.place) == ("cat#2", 2)
+
+
+def test_a_second_word_that_alone_was_recorded_can_be_seen(tiny_pipe, tmp_path):
+    with tracer.recording(tiny_pipe, tmp_path / "run.duckdb", Capture(tokens="targets"), targets=["cat#2"]):
+        tiny_pipe("a cat and a cat", num_inference_steps=1)
+    (pane,) = explore(tmp_path / "run.duckdb").select(word="cat#2").view["panes"]
+    assert (pane["word"], pane["note"]) == ("cat#2", "")
+    assert pane["map"]
 
 
 def test_pictures_must_be_one_for_each_image(traced, pictures):
@@ -226,7 +299,7 @@ def test_a_trace_given_by_its_path_is_not_held_open(tiny_pipe, tmp_path):
         with tracer.recording(tiny_pipe, path, targets=["cat"]):
             tiny_pipe("a cat", num_inference_steps=1)
         explorer = explore(path)
-        explorer.select(word="cat")
+        assert explorer.select(word="cat") is explorer
     assert explorer.view["panes"][0]["title"] == "plain: a cat"  # no generator, so no seed is known
     assert len(explorer.choices["images"]) == 2
     assert explorer.pictures == {"0": b""}

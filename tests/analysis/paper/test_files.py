@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from analysis.paper.cells import TIMES, Column, Number, PaperTable, Row, style_of
-from analysis.paper.files import csv_of, document_of, html_of, latex_of, markdown_of, write
+from analysis.paper.files import STYLE_SHEET, csv_of, document_of, html_of, latex_of, markdown_of, write
 
 NASTY = r"50% of A&E_#1 {x} $5 ~ ^ \ <b> | [q] *"
 BARE = re.compile(r"(?<!\\)[%#]|(?<![\\$])_")
@@ -27,8 +27,12 @@ def table() -> PaperTable:
     return PaperTable("50% of A&E.", columns, (plain, Row("ours", "Ours", (*cells, "n/a", Number(-0.0123)))), "real")
 
 
-def test_a_cell_of_a_notebook_shows_the_table_as_its_file_does(table):
-    assert table._repr_html_() == html_of(table)
+def test_a_cell_of_a_notebook_shows_the_table_as_its_file_does_and_says_what_to_do_next(table):
+    shown = table._repr_html_()
+    assert html_of(table) in shown
+    assert STYLE_SHEET in shown
+    assert ":root" not in shown  # which would colour the whole Lab
+    assert "analysis.paper.files.write(table" in shown
 
 
 def replaced(table: PaperTable, text: str) -> PaperTable:

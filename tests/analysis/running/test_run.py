@@ -47,6 +47,20 @@ def test_its_images_are_those_that_generate_makes(small, quiet, tmp_path):
     assert "batches failed" not in shown
 
 
+def test_a_model_of_another_world_is_refused_before_anything_is_made(small, quiet, tiny_pipe, tmp_path):
+    real = replace(changed(small, model="emoji"), world="real")
+    with pytest.raises(
+        ValueError, match=r"world 'real' must have a model of that world, got 'emoji', whose images are"
+    ):
+        quiet(real, tmp_path / "runs")
+    tiny_pipe.save_pretrained(tmp_path / "wide")
+    config = tmp_path / "wide" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": 32}))
+    with pytest.raises(ValueError, match=r"world 'emoji' must have a model of that world, got .*images are 128 pixels"):
+        quiet(changed(small, model=str(tmp_path / "wide")), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_half_precision_makes_other_images_in_a_folder_of_their_own(small, quiet, tmp_path):
     hashes = [
         set(quiet(changed(small, dtype=dtype, methods={}), tmp_path).parts[0].images["image_sha256"])
