@@ -142,7 +142,7 @@ def facts_of(store: Store, row: pd.Series) -> Traced:
         "ORDER BY word_idx",
         key,
     )
-    if not words["is_kept"].any():
+    if not bool(words["is_kept"].to_numpy().any()):
         raise ValueError(f"a trace must have recorded words to be explored, image {row['image']} has none")
     layers = store.sql("SELECT layer, path, heads, map_h, map_w FROM layers WHERE run_id = ? ORDER BY layer", key[:1])
     calls = store.sql(
