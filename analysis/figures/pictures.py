@@ -162,7 +162,9 @@ def _add_picture(
         add_boxes(axes, found := rows[rows["found"]], colours)
         for row in found.itertuples(index=False):
             below = {"xytext": (1, -1), "textcoords": "offset points", "va": "top", "fontsize": 5}
-            axes.annotate(row.target, (row.left, row.top), color=colours[row.target], clip_on=True, **below)
+            long = 0.6 * 5 / 72 / side * len(row.target) * picture.shape[1]  # pixels that the name takes
+            place = max(0.0, min(row.left, picture.shape[1] - long)), row.top
+            axes.annotate(row.target, place, color=colours[row.target], clip_on=True, **below)
     missing = [f"no {target}" for target in rows.loc[~rows["found"], "target"]]
     if missing:
         add_frame(axes)
