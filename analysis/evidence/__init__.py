@@ -2,8 +2,10 @@
 
 tables       what every head gave to every target, of all images that have detections
 statistics   means, differences and AUCs of many cells, with intervals over prompts
+companions   ratio, evenness and quantiles beside it
 prediction   does it foretell a missing object? chosen on some prompts, judged on others
 questions    a table per question: by outcome, by head, by method, by strength of the edit
 pointing     are the maps about the objects?
+ground_truth the same of noised drawings, whose boxes are known
 figures      a figure per question
 """

@@ -119,7 +119,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 "templates", TRACED, traced={name: LOOKED_AT for name in ("plain", *TRACED)},
             ),
         ),
-        ("dominance", "prediction", "heads", "changes", "pointing", "method-table"),
+        ("dominance", "companions", "prediction", "heads", "changes", "pointing", "pointing-truth", "method-table"),
     ),
     Experiment(
         "emoji-dose",

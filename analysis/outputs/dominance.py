@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.evidence import figures
+from analysis.evidence.companions import companion_numbers, companion_panels
+from analysis.evidence.ground_truth import scene_pointing, scenes_of
 from analysis.evidence.pointing import pointing_means, pointing_table
 from analysis.evidence.prediction import foretold, reliability
 from analysis.evidence.questions import (
@@ -26,7 +28,10 @@ from analysis.outputs.method_results import WORLDS
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
 from analysis.running.run import RunResults
+from tracer.models import load_pipeline
 from tracer.store import Store
+
+SCENES = 100  # drawn for the pointing game
 
 
 def over_steps(results: RunResults) -> Iterator[Made]:
@@ -38,6 +43,19 @@ def over_steps(results: RunResults) -> Iterator[Made]:
             "The share of the most dominant target in each layer, step by step, in plain images that miss a target and "
             "in those that show all, with 95 % intervals over prompts.",
             partial(figures.dominance_over_steps, table),
+        )  # fmt: skip
+
+
+def companions(results: RunResults) -> Iterator[Made]:
+    """Yield what stands beside dominance: ratio, evenness, and the targets' own quantiles."""
+    for part in _traced(results):
+        table = companion_numbers(_plain(part))
+        yield _figure(
+            results, part, "companions", "What else differs where an object is missing?",
+            "Plain images that miss a target and those that show all, step by step, means over heads and layers: the "
+            "largest share over the smallest (geometric mean), how even the shares are (1: equal), and the "
+            "0.9-quantile of a target's map, of missing and of found targets. 95 % intervals over prompts.",
+            partial(companion_panels, table),
         )  # fmt: skip
 
 
@@ -96,6 +114,19 @@ def pointing(results: RunResults) -> Iterator[Made]:
             "How often a word's highest cell lies in the box that the detector found for it, and how much of its map "
             "does, beside what a map without any idea of the object would give: the box's share of the image. Where "
             "objects of a generated image truly lie nobody knows; targets that the detector missed have no box.",
+            partial(figures.pointing_over_steps, table),
+        )  # fmt: skip
+
+
+def pointing_truth(results: RunResults) -> Iterator[Made]:
+    """Yield the same where it is known where objects lie: in drawn scenes of the emoji world, for its models alone."""
+    for part in results.parts if results.experiment.world == "emoji" else ():
+        pipe = load_pipeline(part.planned.part.model)
+        table = pointing_means(scene_pointing(pipe, scenes_of(SCENES), part.planned.part.steps))
+        yield _figure(
+            results, part, "pointing-truth", "Are the maps about the objects, where it is known where these lie?",
+            f"As for generated images, but for {SCENES} drawn scenes of two objects, noised to the level of each step "
+            "and given to the network with their captions: the boxes are those that the objects were drawn in.",
             partial(figures.pointing_over_steps, table),
         )  # fmt: skip
 

@@ -42,7 +42,9 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
     "prediction": dominance.prediction,
     "heads": dominance.heads,
     "changes": dominance.changes,
+    "companions": dominance.companions,
     "pointing": dominance.pointing,
+    "pointing-truth": dominance.pointing_truth,
     "dose": dominance.dose,
 }
 LARGEST_GALLERY = 20_000  # images on the page; of more, some prompts' are shown

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import statsmodels.api as sm
 
-from analysis.evidence import figures, pointing, prediction, questions, tables
+from analysis.evidence import companions, figures, pointing, prediction, questions, tables
 from analysis.evidence.statistics import cluster_auc, cluster_difference, cluster_means
 from analysis.stats import bootstrap_rate
 from tracer.scores import ScoreRow, add_scores
@@ -61,6 +61,35 @@ def test_the_same_trace_gives_the_same_bits_with_any_number_of_threads(traced, s
     again = tables.target_shares(traced.store, "by hand")
     assert again.m.tobytes() == shares.m.tobytes()
     assert not np.isnan(shares.m).any()
+
+
+def test_companion_numbers_are_those_of_loops(shares):
+    plain = shares.of("plain")
+    table = companions.companion_numbers(plain, draws=50).set_index(["measure", "group", "step"])
+    assert len(table) == 3 * 2 * len(plain.steps)
+    for place, step in enumerate(plain.steps):
+        found: dict[tuple[str, str], list[float]] = {}
+        for image, row in plain.images.iterrows():
+            group = "all found" if row["found"] else "missing"
+            ratios, evens = [], []
+            for layer in range(len(plain.layers)):
+                m = plain.m[image, place, layer].mean(0)
+                share = m / m.sum()
+                ratios.append(np.log(share.max() / share.min()))
+                evens.append(-(share * np.log(share)).sum() / np.log(2))
+            found.setdefault(("ratio", group), []).append(np.mean(ratios))
+            found.setdefault(("evenness", group), []).append(np.mean(evens))
+            for slot, lacks in enumerate(plain.lacking[image]):
+                key = "quantile", "missing" if lacks else "all found"
+                found.setdefault(key, []).append(plain.m[image, place, :, :, slot].mean())
+        for (measure, group), values in found.items():
+            expected = np.exp(np.mean(values)) if measure == "ratio" else np.mean(values)
+            row = table.loc[(measure, group, step)]
+            assert row["value"] == pytest.approx(expected)
+            assert row["images"] == len(values)
+    assert companions.companion_panels(table.reset_index(), "a caption").axes
+    equal = np.array([[0.5, 0.5, np.nan], [1.0, 0.0, np.nan], [1.0, np.nan, np.nan]])
+    assert companions.evenness(equal) == pytest.approx([1.0, 0.0, np.nan], nan_ok=True)
 
 
 def test_images_without_detections_and_unknown_methods_are_errors(traced, shares):
