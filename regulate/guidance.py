@@ -17,6 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -144,10 +145,15 @@ class _Seen:
     losses: Float[Tensor, " image"]
     reached: Float[Tensor, " image"]
 
-    def moved(self, size: float) -> Float[Tensor, "image channel height width"]:
-        """Return the latents moved against the gradient; the graph is gone then."""
+    @cached_property
+    def gradient(self) -> Float[Tensor, "image channel height width"]:
+        """The losses' gradient; the graph is gone once it was asked for."""
         (gradient,) = torch.autograd.grad(self.losses.sum(), self.latents)
-        return self.latents.detach() - size * gradient
+        return gradient
+
+    def moved(self, size: float) -> Float[Tensor, "image channel height width"]:
+        """Return the latents moved against the gradient."""
+        return self.latents.detach() - size * self.gradient
 
 
 class Guide:

@@ -27,6 +27,7 @@ from tracer.pictures import digest
 from tracer.recording import recording
 from tracer.sites import attention_sites
 from tracer.store import Store
+from tracer.words import Target
 
 PROMPTS, TARGETS = ["a cat and a red dog", "a lion with glasses"], [["cat", "dog"], ["lion", "glasses"]]
 GIVEN = [
@@ -268,7 +269,8 @@ def test_name_kinds_and_parameters_are_those_of_all(pipe, tmp_path):
 
 
 def test_a_combination_lacks_what_one_of_it_lacks_and_is_idle_if_all_are(pipe):
-    one, both = Subject((), 3, 0, "a cat"), Subject((), 6, 0, "a cat and a dog")
+    cat = (Target("cat", (2,)),)
+    one, both = Subject(cat, 3, 0, "a cat"), Subject(cat, 6, 0, "a cat and a dog")
     assert combined(SEARCH, Composable()).standing(one).verdict == "acts"
     dense = combined(GuidanceScale(), DenseDiffusion()).standing(both)
     assert (dense.verdict, dense.reason) == ("n/a", "it has no layout")

@@ -94,20 +94,25 @@ def test_a_method_takes_the_passes_of_its_schedule_and_changes_the_latents(pipe,
 
 
 def test_a_loss_without_a_slope_is_looked_at_once_not_twenty_times(pipe, plain):
-    """Of bare nouns, CONFORM has no pair of one class at the first step."""
+    """Of bare nouns, CONFORM has no pair of one class at the first step; of the other image it has, and is moved."""
+    first = replace(conform.FIXED, until=0.2, refine_at=((0.0, None),), refinements=2)
     bare = Given((Group("cat"), Group("dog")))
-    first = replace(conform.FIXED, until=0.0, refine_at=((0.0, None),))
-    with counting(pipe.unet) as count, applied(pipe, first, PROMPTS[0], WORDS[0], seeds=(3,), given=bare) as run:
-        latents = pipe(
-            PROMPTS[0], num_inference_steps=STEPS, guidance_scale=5.0, generator=run.generators, output_type="latent"
-        ).images  # fmt: skip
-    assert (count.passes - count.with_gradient, count.with_gradient) == (STEPS, 1)
-    assert first.gradient_passes(STEPS) == (1, 21)
-    with applied(pipe, Method(), PROMPTS[0], WORDS[0], seeds=(3,)) as run:
-        stock = pipe(
-            PROMPTS[0], num_inference_steps=STEPS, guidance_scale=5.0, generator=run.generators, output_type="latent"
-        ).images  # fmt: skip
-    assert torch.equal(latents, stock)
+
+    def of(images):
+        prompts, words = [PROMPTS[i] for i in images], [WORDS[i] for i in images]
+        given, seeds = [(bare, GIVEN[1])[i] for i in images], [(3, 4)[i] for i in images]
+        with counting(pipe.unet) as count, applied(pipe, first, prompts, words, seeds, given=given) as run:
+            latents = pipe(
+                prompts, num_inference_steps=STEPS, guidance_scale=5.0, generator=run.generators, output_type="latent"
+            ).images  # fmt: skip
+        return latents, count.with_gradient
+
+    both, alone, other = of((0, 1)), of((0,)), of((1,))
+    assert (both[1], alone[1], other[1]) == (3, 1, 3)
+    assert first.gradient_passes(STEPS) == (1, 3)
+    torch.testing.assert_close(both[0], torch.cat([alone[0], other[0]]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(alone[0], plain[:1], atol=1e-4, rtol=1e-4)
+    assert (other[0] - plain[1:]).abs().max() > 1e-2
 
 
 def test_fifty_steps_take_the_passes_that_the_papers_state():
