@@ -31,7 +31,7 @@ from analysis.running.run import RunResults
 from tracer.models import load_pipeline
 from tracer.store import Store
 
-SCENES = 100  # drawn for the pointing game
+SCENES = 40  # drawn for the pointing game
 
 
 def over_steps(results: RunResults) -> Iterator[Made]:
