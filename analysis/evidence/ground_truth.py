@@ -69,7 +69,7 @@ def _of_scene(pipe: DiffusionPipeline, scene: Scene, number: int, steps: int, se
         head |= {"word_idx": tokens[pieces[0]].word_index, "word": thing.word}
         for layer, (path, found) in enumerate(maps.items()):
             for step, cells in enumerate(found[:, pieces].sum(1)):
-                yield head | {"step": step, "layer": path, "number": layer} | measured(cells, boxes[place], others)
+                yield {**head, "step": step, "layer": path, "number": layer, **measured(cells, boxes[place], others)}
 
 
 @torch.no_grad()

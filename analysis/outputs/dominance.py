@@ -128,6 +128,7 @@ def pointing_truth(results: RunResults) -> Iterator[Made]:
             f"As for generated images, but for {SCENES} drawn scenes of two objects, noised to the level of each step "
             "and given to the network with their captions: the boxes are those that the objects were drawn in.",
             partial(figures.pointing_over_steps, table),
+            f"{SCENES} drawn scenes of two objects each, noised to each step's level.",
         )  # fmt: skip
 
 
@@ -164,14 +165,24 @@ def _plain(part: PartResults) -> TargetShares:
 
 
 def _figure(
-    results: RunResults, part: PartResults, name: str, title: str, text: str, draw: Callable[[str], Figure]
+    results: RunResults,
+    part: PartResults,
+    name: str,
+    title: str,
+    text: str,
+    draw: Callable[[str], Figure],
+    of: str = "",
 ) -> MadeFigure:
+    """Return a figure with its caption: the world, and what it is of, by default the part's images."""
+    caption = WORLDS[results.experiment.world] + (of or _images_of(part))
+    full = f"{name}-{part.planned.part.name}" if len(results.parts) > 1 else name
+    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)))
+
+
+def _images_of(part: PartResults) -> str:
     images: pd.DataFrame = _shares(part).images
     plain = images[images["method"] == PLAIN]
-    caption = (
-        f"{WORLDS[results.experiment.world]}{part.title}: {plain['prompt'].nunique()} prompts, {len(plain)} plain "
-        f"images, {int((~plain['found']).sum())} of which miss a target ({part.protocol('detection_rate')})."
+    return (
+        f"{part.title}: {plain['prompt'].nunique()} prompts, {len(plain)} plain images, "
+        f"{int((~plain['found']).sum())} of which miss a target ({part.protocol('detection_rate')})."
     )
-    several = len(results.parts) > 1
-    full = f"{name}-{part.planned.part.name}" if several else name
-    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)))
