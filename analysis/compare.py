@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-from analysis.comparison import summary, tell
+from analysis.comparison import Compared, summary, tell
 from analysis.plan import Plan
 from analysis.workbench import Workbench
 from metrics.protocols import DetectionProtocol
@@ -32,8 +32,8 @@ def compare(
     steps: int = 25,
     given: Mapping[str, Given] | None = None,
     console: Console | None = None,
-) -> pd.DataFrame:
-    """Return how often each method shows all targets, beside stock diffusers; see `comparison.summary`.
+) -> Compared:
+    """Return how often each method shows all targets, beside stock diffusers.
 
     A method that lacks what it needs for one of the prompts has a row that says "n/a" and why, and no numbers.
 
@@ -61,5 +61,4 @@ def compare(
     missing = [{"method": name, "pairs": "all", "standing": f"n/a, {reason}"} for name, reason in lacking.items()]
     lines = pd.concat([lines, pd.DataFrame(missing)], ignore_index=True) if missing else lines
     bench.write("summary.csv", lines)
-    tell(console, lines, f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds")
-    return lines
+    return tell(console, Compared(lines, f"{len(plan.prompts)} prompts x {len(plan.seeds)} seeds", Path(out)))

@@ -6,7 +6,10 @@ prompts and seeds (`analysis.stats.two_way_interval`); with one seed they are ov
 prompt over its seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +22,10 @@ from analysis.plan import PLAIN
 from analysis.stats import Interval, bootstrap_rate, two_way_interval, win_tie_loss
 
 BOOTSTRAP_SEED = 2411_00640
+DOUBT = "intervals over prompts and seeds"
+HEADINGS = (
+    "method", "pairs", "images", "both found, %", "difference, points [95 %]", "won", "lost", "both found", "both fail",
+)  # fmt: skip
 PAIRS = {"all": (True, False), "seen": (True,), "unseen": (False,)}
 
 
@@ -102,32 +109,66 @@ def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
     return bootstrap_rate(values if len(values) > 1 else values.T, np.random.default_rng(BOOTSTRAP_SEED))
 
 
-def tell(console: Console, lines: pd.DataFrame, title: str) -> None:
-    """Print a summary; not in a notebook, whose cell shows the table that is returned."""
+@dataclass(frozen=True)
+class Compared:
+    """Methods beside the plain model; a notebook's cell shows them.
+
+    Attributes:
+        table: a row per method and kind of pairs, as `summary` has them; ``standing`` is "n/a" and why where a method
+            lacks what it needs.
+        title: how many prompts and seeds these were.
+        out: folder of ``rows/*.parquet``, every target's score.
+    """
+
+    table: pd.DataFrame
+    title: str
+    out: Path
+
+    def _repr_html_(self) -> str:
+        shown = pd.DataFrame(list(_as_shown(self.table)), columns=list(HEADINGS)).to_html(index=False, border=0)
+        after = (
+            "<code>.table</code> has the numbers; "
+            f"<code>analysis.shards.read_shards({str(self.out / 'rows')!r})</code> has every target's score; "
+            "<code>attnreg run</code> adds other metrics, figures and pictures"
+        )
+        head = f"<p><b>{escape(self.title)}</b>, protocol {escape(_protocol(self.table))}; {DOUBT}</p>"
+        return f"{head}{shown}<p>{after}</p>"
+
+
+def tell(console: Console, compared: Compared) -> Compared:
+    """Print a comparison, and return it; in a notebook it is not printed, its cell shows what is returned."""
     if not console.is_jupyter:
-        console.print(as_table(lines, title))
+        console.print(as_table(compared))
+    return compared
 
 
-def as_table(lines: pd.DataFrame, title: str) -> Table:
-    """Return a summary for the terminal, rates in percent, differences in points."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.caption, table.caption_justify = (
-        f"protocol {lines['protocol'].iat[0]}; intervals over prompts and seeds",
-        "left",
-    )
-    headings = ("method", "pairs", "images", "both\nfound, %", "difference,\npoints [95 %]")
-    for heading in (*headings, "won", "lost", "both\nfound", "both\nfail"):
+def as_table(compared: Compared) -> Table:
+    """Return a comparison for the terminal, rates in percent, differences in points."""
+    table = Table(title=compared.title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.caption, table.caption_justify = f"protocol {_protocol(compared.table)}; {DOUBT}", "left"
+    for heading in HEADINGS:
         left = heading in ("method", "pairs")
-        table.add_column(heading, justify="left" if left else "right", vertical="bottom", no_wrap=heading != "method")
+        lines = heading.replace("both ", "both\n").replace("difference, ", "difference,\n")
+        table.add_column(lines, justify="left" if left else "right", vertical="bottom", no_wrap=heading != "method")
+    for cells in _as_shown(compared.table):
+        table.add_row(cells[0].replace(" (", "\n("), *cells[1:])
+    return table
+
+
+def _protocol(lines: pd.DataFrame) -> str:
+    return str(lines["protocol"].iat[0])
+
+
+def _as_shown(lines: pd.DataFrame) -> Iterator[list[str]]:
+    """Yield what each row says under `HEADINGS`; a method is named once."""
     named = ""
     for line in lines.itertuples(index=False):
         if line.standing.startswith("n/a"):
-            table.add_row(line.method, "n/a", *[""] * 7)
+            yield [line.method, line.standing, *[""] * 7]
             continue
         difference = Interval(line.difference, line.difference_low, line.difference_high)
         shares = [f"{getattr(line, name) / line.images:.1%}" for name in ("won", "lost", "both_found", "both_fail")]
         against = ["-"] * 5 if line.method == PLAIN else [str(difference), *shares]
         label, named = "" if line.method == named else line.method, line.method
-        label += f"\n({line.standing})" if label and line.standing != "acts" else ""
-        table.add_row(label, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against)
-    return table
+        label += f" ({line.standing})" if label and line.standing != "acts" else ""
+        yield [label, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against]

@@ -18,7 +18,7 @@ import pandas as pd
 from rich.console import Console
 
 from analysis.compare import compare
-from analysis.comparison import found_matrix, summary, tell
+from analysis.comparison import Compared, found_matrix, summary, tell
 from analysis.plan import PLAIN, Plan, halves
 from analysis.spaces import Range, Space, space_of
 from analysis.workbench import Workbench
@@ -67,7 +67,7 @@ def ablate(
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
-) -> pd.DataFrame:
+) -> Compared:
     """Return how often each variant shows all targets, one hyper-parameter changed at a time.
 
     Args:
@@ -95,8 +95,7 @@ def ablate(
     bench = Workbench.loaded(prompts, out, model, protocol, console := console or Console())
     lines = summary(bench.rows_of(Plan(tuple(prompts), tuple(seeds), methods, steps)))
     bench.write("ablation.csv", lines)
-    tell(console, lines, f"ablation, {len(prompts)} prompts x {len(seeds)} seeds")
-    return lines
+    return tell(console, Compared(lines, f"ablation, {len(prompts)} prompts x {len(seeds)} seeds", Path(out)))
 
 
 def search(
@@ -159,7 +158,8 @@ def search(
     finals = replace(wanted, seeds=tuple(seeds), methods={name: methods[name] for name in best})
     finalists = summary(bench.rows_of(finals))
     bench.write("finalists.csv", finalists)
-    tell(console, finalists, f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds")
+    title = f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"
+    tell(console, Compared(finalists, title, Path(out)))
     name = _best(finalists)
     return Searched(methods[name], name, table, finalists)
 
@@ -188,7 +188,7 @@ def search_and_test(
     protocol: DetectionProtocol | None = None,
     steps: int = 25,
     console: Console | None = None,
-) -> tuple[Searched, pd.DataFrame]:
+) -> tuple[Searched, Compared]:
     """Search on half of the prompts, and compare what was found with the base on the other half.
 
     Args:

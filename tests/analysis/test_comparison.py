@@ -1,13 +1,14 @@
 """The comparison's table, worked out by hand on rows whose outcomes are known."""
 
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from analysis.comparison import as_table, found_matrix, summary
+from analysis.comparison import Compared, as_table, found_matrix, summary
 from analysis.stats import bootstrap_rate, two_way_interval
 
 PROMPTS = {"a cat and a dog": True, "a cat and a bird": True, "a dog and a bird": False}
@@ -81,7 +82,7 @@ def test_protocols_are_never_mixed(rows):
 
 def test_the_table_prints_percent_points_and_the_protocol(rows):
     console = Console(record=True, width=160, file=StringIO())
-    console.print(as_table(summary(rows), "3 prompts x 4 seeds"))
+    console.print(as_table(Compared(summary(rows), "3 prompts x 4 seeds", Path("runs/one"))))
     lines = console.export_text().splitlines()
     (line,) = [line for line in lines if "published" in line and "all" in line]
     for cell in ("41.7", "16.7 [", "25.0%", "8.3%", "50.0%"):
@@ -89,11 +90,24 @@ def test_the_table_prints_percent_points_and_the_protocol(rows):
     assert any("protocol p1" in line for line in lines)
 
 
+def test_a_cell_shows_the_same_numbers_and_says_where_the_rest_is(rows):
+    shown = Compared(summary(rows), "3 prompts <x> 4 seeds", Path("runs/one"))._repr_html_()
+    for part in (
+        "3 prompts &lt;x&gt; 4 seeds",
+        "protocol p1",
+        ">41.7<",
+        ">16.7 [",
+        ">25.0%<",
+        "read_shards('runs/one/rows')",
+    ):
+        assert part in shown
+
+
 def test_the_table_cuts_nothing_off_in_80_columns(rows):
     name = "16x16 layers, step 100, until 0.25, decay 0.99"
     rows["method"] = rows["method"].replace("published", name)
     console = Console(record=True, width=80, file=StringIO())
-    console.print(as_table(summary(rows), "3 prompts x 4 seeds"))
+    console.print(as_table(Compared(summary(rows), "3 prompts x 4 seeds", Path("runs/one"))))
     text = console.export_text()
     assert "…" not in text
     assert all(part in text for part in ("16x16", "0.99", "difference,", "points [95 %]"))

@@ -26,7 +26,7 @@ def known(tiny_model, tiny_protocol) -> dict[str, object]:
 
 def test_an_ablation_changes_one_hyper_parameter_at_a_time(tmp_path, known):
     factors = {"step_size": (100.0, 25.0), "until": (0.5, 1.0)}
-    lines = ablate(animal_pairs()[:1], (0, 1), factors, tmp_path, base=FEW, **known)
+    lines = ablate(animal_pairs()[:1], (0, 1), factors, tmp_path, base=FEW, **known).table
     assert lines["method"].unique().tolist() == ["plain", "base", "step_size = 25.0", "until = 1.0"]
     rows = read_shards(tmp_path / "rows").drop_duplicates("method").set_index("method")["parameters"]
     assert rows["step_size = 25.0"] == rows["base"].replace('"step_size": 100.0', '"step_size": 25.0') != rows["base"]
@@ -62,7 +62,7 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_trials(tmp_path, known)
 def test_what_was_found_is_tested_on_the_other_half_beside_the_published_set(tmp_path, known):
     pairs = animal_pairs()[:6]
     found, tested = search_and_test(pairs, range(2), tmp_path, trials=1, **known)
-    assert set(tested["method"]) == {"plain", "published", "searched"}
+    assert set(tested.table["method"]) == {"plain", "published", "searched"}
     rows = read_shards(tmp_path / "rows")
     tune, test = ({prompt.text for prompt in half} for half in halves(pairs))
     assert set(rows.loc[rows["method"] == found.name, "prompt"]) == tune
