@@ -155,8 +155,10 @@ class Workbench:
 
 
 def fingerprint(pipe: DiffusionPipeline) -> str:
-    """Return a hash of all the pipeline's weights: another one for a generator that was trained on."""
+    """Return a hash of all the pipeline's weights and of its scheduler: another one for what makes other images."""
     digest = hashlib.blake2b(digest_size=8)
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if name != "_diffusers_version"}
+    digest.update(json.dumps(scheduler | {"_class_name": type(pipe.scheduler).__name__}, sort_keys=True).encode())
     for part, module in sorted(pipe.components.items()):
         if isinstance(module, nn.Module):
             for name, tensor in module.state_dict().items():

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from html import unescape
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from diffusers import DDIMScheduler
 from rich.console import Console
 
 from analysis import compare as compare_methods
 from analysis import workbench
-from analysis.comparison import as_table
+from analysis.comparison import Compared, as_table
 from analysis.plan import Plan, animal_pairs
 from analysis.shards import read_shards
 from analysis.workbench import Workbench, fingerprint
@@ -41,7 +43,7 @@ def run(tiny_model, tiny_protocol, quiet):
     def compare(out, pairs=PAIRS, seeds=range(2), methods=REGULATION):
         return compare_methods(
             pairs, seeds, methods, out, model=tiny_model, protocol=tiny_protocol, steps=2, console=quiet
-        )
+        ).table
 
     return compare
 
@@ -107,6 +109,10 @@ def test_other_parameters_are_another_specification(run, tmp_path, made):
 
 def test_another_generator_is_another_specification(tiny_model):
     pipe, other = load_pipeline(tiny_model), load_pipeline(tiny_model)
+    assert fingerprint(pipe) == fingerprint(other)
+    other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    assert fingerprint(pipe) != fingerprint(other)
+    other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     assert fingerprint(pipe) == fingerprint(other)
     next(other.unet.parameters()).data[0] += 1e-3
     assert fingerprint(pipe) != fingerprint(other)
@@ -188,9 +194,10 @@ def test_a_method_that_lacks_what_it_needs_has_a_row_that_says_so_and_no_numbers
     assert told["standing"] == f"n/a, {PAIRS[0].text!r}: it has no layout"
     assert told[["rate", "difference", "images"]].isna().all()
     assert set(read_shards(tmp_path / "rows")["method"]) == {"plain", "regulation"}
-    shown = StringIO()
-    Console(file=shown, width=80).print(as_table(lines.reset_index(), "two prompts"))
+    shown, compared = StringIO(), Compared(lines.reset_index(), "two prompts", tmp_path)
+    Console(file=shown, width=80).print(as_table(compared))
     assert "n/a" in shown.getvalue()
+    assert f"n/a, {PAIRS[0].text!r}: it has no layout" in unescape(compared._repr_html_())
 
 
 def test_layouts_are_a_part_of_what_was_done(run, tmp_path, tiny_model, tiny_protocol, quiet):
@@ -199,7 +206,7 @@ def test_layouts_are_a_part_of_what_was_done(run, tmp_path, tiny_model, tiny_pro
         lines = compare_methods(
             PAIRS, range(2), {"dense": METHODS["dense-diffusion"]}, tmp_path, model=tiny_model, protocol=tiny_protocol,
             steps=2, given=given, console=quiet,
-        )  # fmt: skip
+        ).table  # fmt: skip
         assert lines["standing"].eq("acts").all()
     rows = read_shards(tmp_path / "rows")
     counts = rows.groupby("method")[["spec", "prompt"]].agg({"spec": "nunique", "prompt": "size"})
