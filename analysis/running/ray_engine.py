@@ -4,6 +4,8 @@ Conventions: the run's folder is on a disk that all machines see, under the same
 ``pip install attnreg[ray]``.
 """
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -12,6 +14,10 @@ from typing import Any
 from analysis.running.engines import Engine, deal, given_up
 from analysis.running.units import Job
 from analysis.running.worker import Setup, Worker
+
+PATIENCE = 60.0  # seconds without any worker, after which it is said what is waited for
+
+_logger = logging.getLogger(__name__)
 
 
 def on_ray(workers: int, address: str = "auto") -> Engine:
@@ -42,7 +48,7 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
         actor = ray.remote(**needs)(Worker)
         seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
         try:
-            deal(seats, jobs, tick, partial(given_up, setup.run))
+            deal(seats, jobs, telling(ray, seats, needs, tick), partial(given_up, setup.run))
         finally:
             for seat in seats:  # also those that the cluster never had room for
                 ray.kill(seat.handle)
@@ -52,15 +58,33 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
     return engine
 
 
+def telling(ray: Any, seats: "Sequence[_Actor]", needs: dict[str, int], tick: Callable[[], None]) -> Callable[[], None]:
+    """Return what ticks, and says once that the cluster has had no room for any worker, which may last for ever."""
+    since, told = time.monotonic(), False
+
+    def watched() -> None:
+        nonlocal told
+        tick()
+        if told or time.monotonic() - since < PATIENCE or any(seat.ready and seat.ready.done() for seat in seats):
+            return
+        told = True
+        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        _logger.warning("no worker has begun: each needs %s, the cluster has %s free; still waiting", needs, free)
+
+    return watched
+
+
 class _Actor:
     """An actor, and another one when it died: one that Ray itself begins anew refuses jobs until it is there."""
 
     def __init__(self, ray: Any, begin: Callable[[], Any]):
         self.ray, self.begin = ray, begin
         self.handle = begin()
+        self.ready: Future[Any] | None = None
 
     def begun(self) -> Future[Any]:
-        return self.handle.__ray_ready__.remote().future()
+        self.ready = self.handle.__ray_ready__.remote().future()
+        return self.ready
 
     def submit(self, job: Job) -> Future[int]:
         return self.handle.do.remote(job).future()

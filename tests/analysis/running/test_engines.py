@@ -8,6 +8,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import small_runs
@@ -15,7 +16,7 @@ import torch
 
 from analysis.running.engines import WorkersDied, deal, given_up, local, on_card
 from analysis.running.ledger import done, failures, rows_of, write_unit
-from analysis.running.ray_engine import on_ray
+from analysis.running.ray_engine import PATIENCE, on_ray, telling
 from analysis.running.run import How
 from analysis.running.worker import Setup
 
@@ -172,3 +173,21 @@ def test_engines_of_no_worker_are_refused():
     for engine in (local, on_ray):
         with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
             engine(0)
+
+
+def test_a_cluster_without_room_is_told_of_once_and_one_whose_worker_began_is_not(monkeypatch, caplog):
+    seconds = iter((0.0, PATIENCE - 1, PATIENCE + 1))  # when it begins, and at two ticks; a third asks no clock
+    monkeypatch.setattr("analysis.running.ray_engine.time.monotonic", lambda: next(seconds))
+    ray = SimpleNamespace(available_resources=lambda: {"CPU": 0.5, "memory": 1e9})
+    ticks = []
+    watched = telling(ray, [SimpleNamespace(ready=Future())], {"num_cpus": 1}, lambda: ticks.append(1))
+    for said in (0, 1, 1):
+        watched()
+        assert len(caplog.messages) == said
+    assert "each needs {'num_cpus': 1}, the cluster has {'CPU': 0.5} free" in caplog.text
+    assert len(ticks) == 3
+    begun = Future()
+    begun.set_result(None)
+    seconds = iter((0.0, PATIENCE + 1))
+    telling(ray, [SimpleNamespace(ready=begun)], {"num_cpus": 1}, lambda: None)()
+    assert len(caplog.messages) == 1
