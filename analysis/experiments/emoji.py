@@ -50,7 +50,7 @@ def _templates(name: str, methods: dict[str, Method], **more: object) -> Part:
 
 
 def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
-    shows = ("method-table", "forest", "outcomes")
+    shows = ("method-table", "forest", "curves", "outcomes")
     return Experiment(name, question, (_templates("templates", methods, spread=66),), shows)
 
 

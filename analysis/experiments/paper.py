@@ -35,7 +35,7 @@ def _a_e(name: str, title: str, methods: dict[str, Method], **more: object) -> P
 
 
 def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
-    shows = ("method-table", "forest", "pareto", "outcomes")
+    shows = ("method-table", "forest", "curves", "pareto", "outcomes")
     return Experiment(name, question, (_a_e("a-e", "A&E", methods, spread=60),), shows, world="real")
 
 

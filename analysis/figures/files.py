@@ -1,4 +1,4 @@
-"""A figure as files for papers and pages: PDF, SVG and PNG, the same bytes for the same figure.
+"""A figure as files for papers and pages: PDF, SVG, PNG, and its numbers as CSV, the same bytes for the same figure.
 
 Conventions: fonts go into a PDF as TrueType, text stays text in an SVG too (in DejaVu Sans, where it is shown, or the
 next best), images in either have 300 dots per inch, as a PNG has. No date goes in, nor anyone's settings of matplotlib.
@@ -6,10 +6,11 @@ The bytes hang on matplotlib's version.
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import TightLayoutEngine
 
@@ -20,16 +21,19 @@ SAVED = {"pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.has
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
 
 
-def write(draw: Callable[[], Figure], folder: Path, name: str) -> tuple[Path, ...]:
-    """Write a figure as PDF, SVG and PNG, and return their paths.
+def write(
+    draw: Callable[[], Figure], folder: Path, name: str, numbers: Mapping[str, pd.DataFrame] | None = None
+) -> tuple[Path, ...]:
+    """Write a figure as PDF, SVG and PNG, and the numbers behind it as CSV, and return their paths.
 
-    No file is begun before all three are drawn, and each replaces an older one at once. The figure is drawn anew for
+    No file is begun before all are drawn, and each replaces an older one at once. The figure is drawn anew for
     each: what is saved a second time may be laid out otherwise.
 
     Args:
         draw: makes the figure, a new one at every call.
         folder: is made if it is not there.
         name: of the files, without ending.
+        numbers: tables, each by what comes behind the name and a dash in its file's; "" for nothing.
 
     Raises:
         ValueError: the name is not a file's, or `draw` returns one figure twice or one of layout "tight", whose bytes
@@ -39,6 +43,9 @@ def write(draw: Callable[[], Figure], folder: Path, name: str) -> tuple[Path, ..
         raise ValueError(f"name must be a file's, without a folder and a dot before it, got {name!r}")
     figures: list[Figure] = []
     contents = {folder / f"{name}.{form}": _drawn(draw, form, figures) for form in UNDATED}
+    for ending, table in (numbers or {}).items():
+        file = folder / f"{name}{ending and f'-{ending}'}.csv"
+        contents[file] = table.to_csv(index=False, lineterminator="\n").encode()
     folder.mkdir(parents=True, exist_ok=True)
     partials = {path: path.with_name(f".{path.name}.partial") for path in contents}
     try:

@@ -22,6 +22,7 @@ from analysis.scoreboard import Cells, cells
 
 BASELINE = "plain"
 SURE = 0.05  # a p-value below it is called significant
+WIDE = 50  # largest to smallest value of a parameter, above which its axis is logarithmic, 0 apart
 ROW = 0.2  # inches of a method's row
 TIMES = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 COLOURS = style.OUTCOME_COLOURS | {"both fail": "#e3e6e8"}
@@ -252,6 +253,10 @@ def sweep(
         axes.vlines(rows[x], low, high, color=look.colour, linewidth=0.8)
         options = {"color": look.colour, "linestyle": look.dash, "linewidth": 1, "markersize": 4}
         axes.plot(rows[x], middle, marker=look.marker, label=method, **options)
+    if along.max() > WIDE * along[along > 0].min():
+        axes.set_xscale("symlog", linthresh=along[along > 0].min())
+    axes.xaxis.set(major_locator=FixedLocator(sorted(set(along))), minor_locator=NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if default is not None:
         axes.axvline(default, color="0.6", linewidth=0.6, label="default")
     axes.set(xlabel=label, ylabel=measure.label)

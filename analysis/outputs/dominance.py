@@ -1,6 +1,6 @@
 """From anecdote to evidence: what the traces of many prompts say about dominance and missing objects."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 
 import numpy as np
@@ -42,7 +42,7 @@ def over_steps(results: RunResults) -> Iterator[Made]:
             results, part, "dominance", "Does dominance go with missing objects?",
             "The share of the most dominant target in each layer, step by step, in plain images that miss a target and "
             "in those that show all, with 95 % intervals over prompts.",
-            partial(figures.dominance_over_steps, table),
+            partial(figures.dominance_over_steps, table), {"": table},
         )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def companions(results: RunResults) -> Iterator[Made]:
             "Plain images that miss a target and those that show all, step by step, means over heads and layers: the "
             "largest share over the smallest (geometric mean), how even the shares are (1: equal), and the "
             "0.9-quantile of a target's map, of missing and of found targets. 95 % intervals over prompts.",
-            partial(companion_panels, table),
+            partial(companion_panels, table), {"": table},
         )  # fmt: skip
 
 
@@ -75,6 +75,7 @@ def prediction(results: RunResults) -> Iterator[Made]:
             f"that it was not fitted to, against what happened; its squared error is {found.gain.estimate:.3f} "
             f"[{found.gain.low:.3f}, {found.gain.high:.3f}] below that of foretelling the mean.",
             partial(figures.prediction_panels, table, found, bins),
+            {"by-step": table, "parts": found.choices, "foretold": found.images, "bins": bins},
         )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def heads(results: RunResults) -> Iterator[Made]:
             results, part, "heads", "Which heads and layers carry it?",
             "The area under the ROC curve of a head's dominant share, averaged over the steps; 0.5 is chance. Two "
             "stars: p below 0.05 after Holm, one: after Benjamini and Hochberg.",
-            partial(figures.head_matrix, table),
+            partial(figures.head_matrix, table), {"": table},
         )  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def changes(results: RunResults) -> Iterator[Made]:
                 results, part, "changes", "What do methods change of it?",
                 "The ratio of the largest to the smallest share as a multiple of the plain image's, and how much more "
                 "the target gets that the plain image misses; the model's own maps, the same prompts and seeds.",
-                partial(figures.method_change, table),
+                partial(figures.method_change, table), {"": table},
             )  # fmt: skip
 
 
@@ -114,7 +115,7 @@ def pointing(results: RunResults) -> Iterator[Made]:
             "How often a word's highest cell lies in the box that the detector found for it, and how much of its map "
             "does, beside what a map without any idea of the object would give: the box's share of the image. Where "
             "objects of a generated image truly lie nobody knows; targets that the detector missed have no box.",
-            partial(figures.pointing_over_steps, table),
+            partial(figures.pointing_over_steps, table), {"": table},
         )  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def pointing_truth(results: RunResults) -> Iterator[Made]:
             results, part, "pointing-truth", "Are the maps about the objects, where it is known where these lie?",
             f"As for generated images, but for {SCENES} drawn scenes of two objects, noised to the level of each step "
             "and given to the network with their captions: the boxes are those that the objects were drawn in.",
-            partial(figures.pointing_over_steps, table),
+            partial(figures.pointing_over_steps, table), {"": table},
             f"{SCENES} drawn scenes of two objects each, noised to each step's level.",
         )  # fmt: skip
 
@@ -144,7 +145,7 @@ def dose(results: RunResults) -> Iterator[Made]:
             results, part, "dose", "Do dominance and detection follow the strength of the edit?",
             f"The same prompts and seeds at every strength; 0 is the plain model. Dominance is taken at step {step}, "
             "as the mean over layers. 95 % intervals over prompts.",
-            partial(figures.dose_response, means, trend),
+            partial(figures.dose_response, means, trend), {"": means, "trend": trend},
         )  # fmt: skip
 
 
@@ -171,12 +172,13 @@ def _figure(
     title: str,
     text: str,
     draw: Callable[[str], Figure],
+    numbers: Mapping[str, pd.DataFrame],
     of: str = "",
 ) -> MadeFigure:
-    """Return a figure with its caption: the world, and what it is of, by default the part's images."""
+    """Return a figure with its numbers and its caption: the world, and what it is of, by default the part's images."""
     caption = WORLDS[results.experiment.world] + (of or _images_of(part))
     full = f"{name}-{part.planned.part.name}" if len(results.parts) > 1 else name
-    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)))
+    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)), numbers)
 
 
 def _images_of(part: PartResults) -> str:

@@ -1,8 +1,9 @@
 """A table or a figure of a run, with what a reader must be told of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.paper.tables import PaperTable
@@ -33,6 +34,7 @@ class MadeFigure:
         text: what to see in it.
         alternative: the same for those who do not see it.
         draw: makes it, a new one at every call.
+        numbers: that it draws, where no table of the run has them; each by what its file's name ends in.
     """
 
     name: str
@@ -40,6 +42,7 @@ class MadeFigure:
     text: str
     alternative: str
     draw: Callable[[], Figure]
+    numbers: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
 Made = MadeTable | MadeFigure

@@ -7,7 +7,7 @@ from math import nan
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.figures.results import forest, outcome_bars, pareto, seed_strips, threshold_curves
+from analysis.figures.results import forest, outcome_bars, pareto, seed_strips, sweep, threshold_curves
 from analysis.outputs.made import Made, MadeFigure, MadeTable
 from analysis.paper.cells import Number, PaperTable
 from analysis.paper.costs import cost_numbers, cost_tables
@@ -19,6 +19,12 @@ from metrics.protocols import DetectionProtocol
 from tracer.store import Store
 
 WORLDS = {"emoji": "Emoji world, on its own small model and judges. ", "real": ""}
+CONSTANTS = {
+    "until": "share of the steps that is edited",
+    "beta": "beta, weight of the distance from the model's maps",
+    "guidance": "guidance scale",
+}
+ALONG = ["method", "at", "value", "value_low", "value_high", "images"]
 SCORES = """
 SELECT p.method, p.prompt, p.seed, v.target, v.score FROM pictures p JOIN verdicts v USING (image_sha256)
 WHERE v.protocol = $protocol AND v.against = array_to_string(list_sort(p.targets), ', ')
@@ -83,7 +89,7 @@ def forests(results: RunResults) -> Iterator[Made]:
                     results, part, f"differences-{metric}", f"Differences to {PLAIN}, {_words(metric)}",
                     "Each method against the plain images of the same prompts and seeds, with 95 % intervals; filled "
                     "where the difference is significant after Holm's correction over the table.",
-                    partial(forest, _in_family(part, p_holm), metric),
+                    partial(forest, _in_family(part, p_holm), metric), metric,
                 )  # fmt: skip
 
 
@@ -117,6 +123,34 @@ def outcomes(results: RunResults) -> Iterator[Made]:
             )  # fmt: skip
 
 
+def curves(results: RunResults) -> Iterator[Made]:
+    """Yield scores along the constant that is varied: where the names of all methods end in its values."""
+    for part in results.parts:
+        constant, table = _along(part)
+        for metric in ("detection_rate", "clip_cos"):
+            rows = table[table["metric"] == metric]
+            if len(set(rows["method"])) > 1:
+                yield _figure(
+                    results, part, f"curve-{metric}", f"Along the constant, {_words(metric)}",
+                    f"The same prompts and seeds at every value of {constant}; the band is {PLAIN}, whiskers and band "
+                    "are 95 % intervals of the values themselves, not of differences.",
+                    partial(sweep, rows, "at", constant, metric, None), metric, {"": rows.reindex(columns=ALONG)},
+                )  # fmt: skip
+
+
+def _along(part: PartResults) -> tuple[str, pd.DataFrame]:
+    """Return what is varied, and a part's board with a method's value of it in the column ``at``."""
+    methods = {name: method for name, method in part.planned.part.methods.items() if name != PLAIN}
+    split = {name: name.rpartition(" ") for name in methods}
+    if not all(stem and value.replace(".", "", 1).isdigit() for stem, _, value in split.values()):
+        return "", part.board[:0]
+    at = {name: float(value) for name, (_, _, value) in split.items()}
+    told = {PLAIN: PLAIN} | {name: method.name for name, method in methods.items()}
+    (first, *_) = (stem for stem, _, _ in split.values())
+    board = part.board.assign(at=part.board["method"].map(at), method=part.board["method"].map(told))
+    return CONSTANTS.get(first, first), board
+
+
 def thresholds(results: RunResults) -> Iterator[Made]:
     """Yield detection rates at every threshold."""
     for part in results.parts:
@@ -147,10 +181,19 @@ def seeds(results: RunResults) -> Iterator[Made]:
 
 
 def _figure(
-    results: RunResults, part: PartResults, name: str, title: str, text: str, draw: Callable[[str], Figure]
+    results: RunResults,
+    part: PartResults,
+    name: str,
+    title: str,
+    text: str,
+    draw: Callable[[str], Figure],
+    metric: str = "detection_rate",
+    numbers: Mapping[str, pd.DataFrame] | None = None,
 ) -> MadeFigure:
     prompts, count = part.images["prompt"].nunique(), len(part.planned.part.seeds)
-    caption = f"{WORLDS[results.experiment.world]}{part.title}, {prompts} prompts x {count} seeds."
+    caption = (
+        f"{WORLDS[results.experiment.world]}{part.title}, {prompts} prompts x {count} seeds, {part.protocol(metric)}."
+    )
     if not part.whole:
         images = part.board["images"]
         caption += f" Of each method the images that it has in common with {PLAIN}: {images.min()} to {images.max()}."
@@ -161,6 +204,7 @@ def _figure(
         text,
         f"{title}. {text} {caption}",
         lambda: draw(caption),
+        numbers or {},
     )
 
 

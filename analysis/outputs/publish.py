@@ -1,7 +1,7 @@
 """A run's tables and figures as files, and its page: all made anew from what is stored, which takes no model.
 
-Conventions: ``tables/<name>.csv``, ``.md``, ``.html``, ``.tex``; ``figures/<name>.pdf``, ``.svg``, ``.png``; and
-``index.html``. The same store gives the same bytes.
+Conventions: ``tables/<name>.csv``, ``.md``, ``.html``, ``.tex``; ``figures/<name>.pdf``, ``.svg``, ``.png``, and the
+numbers behind it as ``.csv`` where no table has them; and ``index.html``. The same store gives the same bytes.
 """
 
 import os
@@ -32,6 +32,7 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
     "forest": method_results.forests,
     "pareto": method_results.paretos,
     "outcomes": method_results.outcomes,
+    "curves": method_results.curves,
     "thresholds": method_results.thresholds,
     "seeds": method_results.seeds,
     "grid": pictures.grids,
@@ -80,7 +81,8 @@ def _table(run: Path, one: MadeTable) -> TableBlock:
 
 
 def _drawing(run: Path, one: MadeFigure) -> Drawing:
-    files = {path.suffix[1:]: path for path in figure_files.write(one.draw, run / "figures", one.name)}
+    paths = figure_files.write(one.draw, run / "figures", one.name, one.numbers)
+    files = {path.name.removeprefix(one.name).lstrip(".-"): path for path in paths}
     links = {form: f"figures/{path.name}" for form, path in files.items()}
     return Drawing(one.title, one.text, one.alternative, files["svg"].read_bytes(), links)
 
@@ -96,7 +98,7 @@ def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[D
         title=experiment.name,
         question=experiment.question,
         world=experiment.world,
-        command=f"attnreg run {experiment.name}",
+        command=f"attnreg run {experiment.name}" + " --data FOLDER" * any(part.files for part in experiment.parts),
         digest=results.spec,
         notices=(*_notices(results), *_left_out(gallery)),
         tables=tables,

@@ -281,6 +281,14 @@ def test_bars_need_the_baseline_and_another():
         outcome_bars(values_of({"regulation": GRIDS["regulation"]}))
 
 
+def test_a_sweep_over_orders_of_magnitude_has_a_logarithmic_axis_with_its_values_marked():
+    table = pd.concat([SWEPT, SWEPT[:2].assign(beta=[0.0, 10.0])])
+    axes = sweep(table, "beta", "beta").axes[0]
+    assert axes.get_xscale() == "symlog"
+    assert axes.get_xticks().tolist() == [0.0, 0.1, 1.0, 10.0]
+    assert sweep(SWEPT, "beta", "beta").axes[0].get_xscale() == "linear"
+
+
 def test_a_sweep_runs_along_the_parameter_and_a_baseline_without_it_is_a_band_across():
     figure = sweep(SWEPT, "beta", "edit strength", default=0.1)
     axes = figure.axes[0]

@@ -4,11 +4,13 @@ import csv
 import hashlib
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from analysis.experiments.catalogue import EXPERIMENTS
 from analysis.outputs.publish import SHOWS, publish
 
+NAMES_ITS_JUDGE = ("forest", "outcomes", "thresholds", "seeds", "dominance")
 FILES = ("method-table", "forest", "outcomes")
 
 
@@ -60,7 +62,7 @@ def test_the_page_says_what_is_missing_and_what_did_nothing(published):
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*SHOWS} - {"method-table", "model-tables", "set-table", "dose", "prediction", "pointing"})
+    "name", sorted({*SHOWS} - {"method-table", "model-tables", "set-table", "dose", "prediction", "pointing", "curves"})
 )
 def test_every_figure_is_drawn(results, name, monkeypatch):
     monkeypatch.setattr("analysis.outputs.dominance.SCENES", 2)
@@ -70,6 +72,33 @@ def test_every_figure_is_drawn(results, name, monkeypatch):
         figure = one.draw()
         assert figure.axes
         assert "Emoji world" in one.alternative
+        judges = [results.parts[0].protocol(metric) for metric in ("detection_rate", "clip_cos")]
+        assert name not in NAMES_ITS_JUDGE or any(judge in one.alternative for judge in judges)
+
+
+def test_a_figures_numbers_lie_beside_it(results):
+    publish(shown(results, "dominance"))
+    numbers = pd.read_csv(results.run / "figures" / "dominance.csv")
+    assert {"layer", "step", "group", "value", "value_low", "value_high", "images"} <= set(numbers)
+    assert numbers["step"].unique().tolist() == [0, 1, 3]
+    assert 'href="figures/dominance.csv"' in (results.run / "index.html").read_text()
+
+
+def test_methods_whose_names_end_in_a_number_are_drawn_along_it(results):
+    names = {"regulation": "until 0.25", "syngen": "until 0.5"}
+    (one,) = results.parts
+    methods = {names[name]: method for name, method in one.planned.part.methods.items() if name in names}
+    planned = replace(one.planned, part=replace(one.planned.part, methods=methods, traced={}))
+    frames = {kind: getattr(one, kind).replace({"method": names}) for kind in ("values", "images", "costs")}
+    renamed = replace(one, planned=planned, methods=("plain", *names.values()), **frames)
+    made = {figure.name: figure for figure in SHOWS["curves"](replace(results, parts=(renamed,)))}
+    assert set(made) == {"curve-detection_rate", "curve-clip_cos"}
+    figure = made["curve-clip_cos"].draw()
+    assert figure.axes[0].get_xlabel() == "share of the steps that is edited"
+    assert figure.axes[0].get_xticks().tolist() == [0.25, 0.5]
+    numbers = made["curve-clip_cos"].numbers[""].set_index("at")["value"]
+    board = one.board[one.board["metric"] == "clip_cos"].set_index("method")["value"]
+    assert numbers[0.25] == board["regulation"]
 
 
 def test_of_too_many_images_the_page_shows_prompts_spread_over_the_set_and_says_so(results, monkeypatch):
