@@ -4,7 +4,8 @@ Commands (two cores; all go on where they were stopped; give several processes `
 
     python benchmarks/methods.py --part tune --out runs/methods        (two hours: six settings of every method)
     python benchmarks/methods.py --part make --out runs/methods        (six hours: four seeds of every prompt)
-    python benchmarks/methods.py --part cost --out runs/methods        (half an hour: seconds, passes, memory)
+    python benchmarks/methods.py --part cost --out runs/methods        (ten minutes, alone: seconds and passes)
+    python benchmarks/methods.py --part memory --out runs/methods      (five minutes: peaks)
     python benchmarks/methods.py --part report --out runs/methods      (ten minutes: scores, table.md, grid.png)
 
 The six settings of each method are compared on the same 24 prompts, which are none of the benchmark's, with four seeds;
@@ -13,6 +14,8 @@ the best goes into `CHOSEN` by hand. Images lie as ``images/<method>/<prompt>/<s
 
 import argparse
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -183,7 +186,7 @@ def request(prompt: Prompt) -> Request:
 
 
 def cost(out: Path, names: list[str]) -> None:
-    """Measure seconds, passes and memory of each method on three prompts, in turn, alone on the machine."""
+    """Measure seconds and passes of each method on three prompts, in turn, alone on the machine."""
     pipe, prompts = load_pipeline(), load_prompts(TEMPLATES)[::100]
     known = {prompt.text: prompt for prompt in prompts}
     runs = {name: partial(_made, pipe, known, CHOSEN[name]) for name in names if name != PLAIN}
@@ -198,12 +201,33 @@ def cost(out: Path, names: list[str]) -> None:
     with counting(pipe.unet) as passes:
         rows = measure(plain, runs, list(known), np.random.default_rng(0), protocol, passes)
     table = pd.DataFrame([asdict(row) | {"with gradient": graph[row.method]} for row in rows])
-    table.drop(columns=["protocol", "load"]).to_csv(out / "cost.csv", index=False)
-    print(table[["method", "overhead", "seconds", "passes", "with gradient", "peak_bytes"]].round(3).to_string())
+    table = table.drop(columns=["protocol", "load", "peak_bytes"])  # one process keeps what its hungriest method took
+    table.to_csv(out / "cost.csv", index=False)
+    print(table[["method", "overhead", "seconds", "passes", "with gradient"]].round(3).to_string())
 
 
 def _made(pipe: DiffusionPipeline, known: dict[str, Prompt], method: Method, text: str, seed: int) -> None:
     generate(pipe, request(known[text]), method)
+
+
+def memory(out: Path, names: list[str]) -> None:
+    """Measure the peak of resident memory while a batch of four is made, each method in a process of its own."""
+    rows = []
+    for name in names:
+        command = [sys.executable, __file__, "--part", "peak", "--methods", name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append({"method": name, "peak_mb": float(told.stdout.split()[-1])})
+        print(rows[-1])
+    pd.DataFrame(rows).to_csv(out / "memory.csv", index=False)
+
+
+def peak(out: Path, names: list[str]) -> None:
+    """Print the peak of resident memory of one batch, in MB; loading is left out (Linux)."""
+    pipe, prompt = load_pipeline(), load_prompts(TEMPLATES)[100]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    generate(pipe, request(prompt), CHOSEN[names[0]])
+    line = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
+    print(int(line.split()[1]) * 1024 / 1e6)
 
 
 def report(out: Path, names: list[str]) -> None:
@@ -238,11 +262,14 @@ def chosen_of_more(values: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 def as_markdown(table: pd.DataFrame, out: Path) -> str:
     """Return a line per method: what is found, how much more than plain, the other scores, and what it costs."""
-    costs = pd.read_csv(out / "cost.csv").set_index("method") if (out / "cost.csv").is_file() else pd.DataFrame()
+    costs, peaks = (
+        pd.read_csv(file).set_index("method") if (file := out / name).is_file() else pd.DataFrame()
+        for name in ("cost.csv", "memory.csv")
+    )
     shown = {"detection_rate": (100, 1), "clip_cos": (1, 4), "lpips-tiny": (1, 3)}
     lines = [
         "| method | found, % | more than plain [95 %] | CLIP | LPIPS to plain "
-        "| time | passes | with gradients | memory, MB |",
+        "| time, times plain | passes | with gradients | memory, MB |",
         "|" + "---|" * 9,
     ]
     for method, rows in table.groupby("method", sort=False):
@@ -256,8 +283,9 @@ def as_markdown(table: pd.DataFrame, out: Path) -> str:
         spent = ["", "", "", ""]
         if method in costs.index:
             cost = costs.loc[method]
-            spent = [f"{cost['overhead']:.2f}", f"{cost['passes']:.1f}", f"{cost['with gradient']:.1f}"]
-            spent.append(f"{cost['peak_bytes'] / 1e6:.0f}")
+            spent[:3] = f"{1 + cost['overhead']:.2f}", f"{cost['passes']:.1f}", f"{cost['with gradient']:.1f}"
+        if method in peaks.index:
+            spent[3] = f"{peaks.at[method, 'peak_mb']:.0f}"
         scores = [cell.get(name, "") for name in ("clip_cos", "lpips-tiny")]
         lines.append(f"| {' | '.join([str(method), cell['detection_rate'], said, *scores, *spent])} |")
     return "\n".join(lines) + "\n"
@@ -281,13 +309,14 @@ def grid(out: Path, values: pd.DataFrame, names: list[str]) -> None:
         if seed == SEEDS[0]:
             axis.set_title(prompt, loc="left", fontsize=7)
     figure.subplots_adjust(left=0.11, right=0.995, top=0.96, bottom=0.01, wspace=0.06, hspace=0.06)
-    figure.savefig(out / "grid.png", dpi=110)
+    figure.savefig(out / "grid.png", dpi=80)
+    Image.open(out / "grid.png").convert("RGB").quantize(192).save(out / "grid.png", optimize=True)  # a sixth the size
 
 
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("tune", "make", "cost", "report"), default="tune")
+    parser.add_argument("--part", choices=("tune", "make", "cost", "memory", "peak", "report"), default="tune")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--share", default="1/1", help="which part of the prompts to make, for several processes")
@@ -300,7 +329,7 @@ def main() -> None:
         first, last = options.share.split("/")
         make(options.out, names, (int(first), int(last)))
     else:
-        {"cost": cost, "report": report}[options.part](options.out, names)
+        {"cost": cost, "memory": memory, "peak": peak, "report": report}[options.part](options.out, names)
 
 
 if __name__ == "__main__":
