@@ -83,6 +83,7 @@ def looked_at(pipe: DiffusionPipeline, name: str, prompts: list[Prompt], out: Pa
     if file.is_file():
         return pd.read_csv(file)
     method = CHOSEN[name]
+    assert isinstance(method, Guidance)
     last = whole(method.until, request(prompts[0]).steps) - 1
     still = replace(method, step_size=0.0, refine_at=())
     rows = []

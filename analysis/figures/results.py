@@ -253,9 +253,11 @@ def sweep(
         axes.vlines(rows[x], low, high, color=look.colour, linewidth=0.8)
         options = {"color": look.colour, "linestyle": look.dash, "linewidth": 1, "markersize": 4}
         axes.plot(rows[x], middle, marker=look.marker, label=method, **options)
-    if along.max() > WIDE * along[along > 0].min():
-        axes.set_xscale("symlog", linthresh=along[along > 0].min())
-    axes.xaxis.set(major_locator=FixedLocator(sorted(set(along))), minor_locator=NullLocator())
+    places = sorted(set(along.tolist()))
+    least = min((place for place in places if place > 0), default=1.0)
+    if places[-1] > WIDE * least:
+        axes.set_xscale("symlog", linthresh=least)
+    axes.xaxis.set(major_locator=FixedLocator(places), minor_locator=NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     if default is not None:
         axes.axvline(default, color="0.6", linewidth=0.6, label="default")

@@ -143,7 +143,7 @@ def _along(part: PartResults) -> tuple[str, pd.DataFrame]:
     methods = {name: method for name, method in part.planned.part.methods.items() if name != PLAIN}
     split = {name: name.rpartition(" ") for name in methods}
     if not all(stem and value.replace(".", "", 1).isdigit() for stem, _, value in split.values()):
-        return "", part.board[:0]
+        return "", part.board.iloc[:0]
     at = {name: float(value) for name, (_, _, value) in split.items()}
     told = {PLAIN: PLAIN} | {name: method.name for name, method in methods.items()}
     (first, *_) = (stem for stem, _, _ in split.values())

@@ -83,8 +83,8 @@ class _Actor:
         self.ready: Future[Any] | None = None
 
     def begun(self) -> Future[Any]:
-        self.ready = self.handle.__ray_ready__.remote().future()
-        return self.ready
+        self.ready = ready = self.handle.__ray_ready__.remote().future()
+        return ready
 
     def submit(self, job: Job) -> Future[int]:
         return self.handle.do.remote(job).future()
