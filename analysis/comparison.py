@@ -22,7 +22,7 @@ from analysis.plan import PLAIN
 from analysis.stats import Interval, bootstrap_rate, two_way_interval, win_tie_loss
 
 BOOTSTRAP_SEED = 2411_00640
-DOUBT = "intervals over prompts and seeds"
+DOUBT = "intervals over prompts and seeds, of a single prompt or seed over the other"
 HEADINGS = (
     "method", "pairs", "images", "both found, %", "difference, points [95 %]", "won", "lost", "both found", "both fail",
 )  # fmt: skip
@@ -109,7 +109,7 @@ def _interval(values: Float[np.ndarray, "prompt seed"]) -> Interval:
     return bootstrap_rate(values if len(values) > 1 else values.T, np.random.default_rng(BOOTSTRAP_SEED))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Compared:
     """Methods beside the plain model; a notebook's cell shows them.
 
@@ -124,12 +124,15 @@ class Compared:
     title: str
     out: Path
 
+    def __repr__(self) -> str:
+        return f"Compared({self.title!r}, out={str(self.out)!r})"
+
     def _repr_html_(self) -> str:
         shown = pd.DataFrame(list(_as_shown(self.table)), columns=list(HEADINGS)).to_html(index=False, border=0)
+        rows = escape(repr(str(self.out / "rows")), quote=False)
         after = (
-            "<code>.table</code> has the numbers; "
-            f"<code>analysis.shards.read_shards({str(self.out / 'rows')!r})</code> has every target's score; "
-            "<code>attnreg run</code> adds other metrics, figures and pictures"
+            f"<code>.table</code> has the numbers; <code>analysis.shards.read_shards({rows})</code> has every target's "
+            "score; <code>attnreg run</code> adds other metrics, figures and pictures"
         )
         head = f"<p><b>{escape(self.title)}</b>, protocol {escape(_protocol(self.table))}; {DOUBT}</p>"
         return f"{head}{shown}<p>{after}</p>"
@@ -164,11 +167,11 @@ def _as_shown(lines: pd.DataFrame) -> Iterator[list[str]]:
     named = ""
     for line in lines.itertuples(index=False):
         if line.standing.startswith("n/a"):
-            yield [line.method, line.standing, *[""] * 7]
+            yield [f"{line.method} ({line.standing})", "n/a", *[""] * 7]
             continue
         difference = Interval(line.difference, line.difference_low, line.difference_high)
         shares = [f"{getattr(line, name) / line.images:.1%}" for name in ("won", "lost", "both_found", "both_fail")]
         against = ["-"] * 5 if line.method == PLAIN else [str(difference), *shares]
         label, named = "" if line.method == named else line.method, line.method
         label += f" ({line.standing})" if label and line.standing != "acts" else ""
-        yield [label, line.pairs, str(line.images), f"{100 * line.rate:.1f}", *against]
+        yield [label, line.pairs, f"{line.images:.0f}", f"{100 * line.rate:.1f}", *against]

@@ -158,8 +158,8 @@ def search(
     finals = replace(wanted, seeds=tuple(seeds), methods={name: methods[name] for name in best})
     finalists = summary(bench.rows_of(finals))
     bench.write("finalists.csv", finalists)
-    tell(console, Compared(finalists, f"finalists of {trials} trials, {len(seeds)} seeds a prompt", Path(out)))
-    name = _best(finalists)
+    title = f"finalists of {trials} trials, {len(prompts)} prompts x {len(seeds)} seeds"
+    name = _best(tell(console, Compared(finalists, title, Path(out))).table)
     return Searched(methods[name], name, table, finalists)
 
 

@@ -139,8 +139,7 @@ class Workbench:
     def _spec(self, plan: Plan, method: Method, prompt: Prompt) -> str:
         facts = {
             "weights": self.weights,
-            "scheduler": type(self.pipe.scheduler).__name__,
-            "scheduler_config": dict(self.pipe.scheduler.config),
+            **sampler_of(self.pipe),
             "method": method.name,
             "parameters": method.parameters(),
             "steps": plan.steps,
@@ -154,11 +153,18 @@ class Workbench:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
+def sampler_of(pipe: DiffusionPipeline) -> dict[str, object]:
+    """Return the scheduler and its constants; not which of them are defaults, which processes list in other orders."""
+    config = {name: value for name, value in pipe.scheduler.config.items() if name != "_use_default_values"}
+    return {"scheduler": type(pipe.scheduler).__name__, "scheduler_config": config}
+
+
 def fingerprint(pipe: DiffusionPipeline) -> str:
     """Return a hash of all the pipeline's weights and of its scheduler: another one for what makes other images."""
     digest = hashlib.blake2b(digest_size=8)
-    scheduler = {name: value for name, value in pipe.scheduler.config.items() if name != "_diffusers_version"}
-    digest.update(json.dumps(scheduler | {"_class_name": type(pipe.scheduler).__name__}, sort_keys=True).encode())
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    scheduler["_class_name"] = type(pipe.scheduler).__name__
+    digest.update(json.dumps(scheduler, sort_keys=True, default=str).encode())
     for part, module in sorted(pipe.components.items()):
         if isinstance(module, nn.Module):
             for name, tensor in module.state_dict().items():

@@ -78,10 +78,7 @@ def entering(pipe: DiffusionPipeline, method: Guidance, prompt: Prompt, step: in
 
 
 def looked_at(pipe: DiffusionPipeline, name: str, prompts: list[Prompt], out: Path) -> pd.DataFrame:
-    """Return a row per image: its loss entering the last guided step, without and with the method."""
-    file = out / "losses" / f"{name}.csv"
-    if file.is_file():
-        return pd.read_csv(file)
+    """Return a row per image, written too: its loss entering the last guided step, without and with the method."""
     method = CHOSEN[name]
     assert isinstance(method, Guidance)
     last = whole(method.until, request(prompts[0]).steps) - 1
@@ -93,8 +90,8 @@ def looked_at(pipe: DiffusionPipeline, name: str, prompts: list[Prompt], out: Pa
             {"prompt": prompt.text, "seed": seed, "step": last, "without": a, "with": b}
             for seed, a, b in zip(SEEDS, *both, strict=True)
         ]
-    file.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows).to_csv(file, index=False)
+    (out / "losses").mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(out / "losses" / f"{name}.csv", index=False)
     return pd.DataFrame(rows)
 
 
@@ -110,17 +107,17 @@ def losses(out: Path, names: list[str]) -> None:
     pipe, prompts = load_pipeline(), list(load_prompts(TEMPLATES)[::EVERY])
     with Store.open(out / "scores.duckdb") as store:
         found = store.sql(FOUND, {"method": PLAIN}).set_index(["prompt", "seed"])["value"]
-    print("| method | step | loss without | with | fell, % of the images | AUC [95 %] | AUC within a prompt |")
-    print("|" + "---|" * 7)
+    print("| method | step | loss without | with | fell, % of the images | AUC [95 %] | within a prompt | prompts |")
+    print("|" + "---|" * 8)
     for name in names:
-        rows = looked_at(pipe, name, prompts, out).dropna()
+        rows = looked_at(pipe, name, prompts, out)
         missed = np.array([found[key] < 1 for key in zip(rows["prompt"], rows["seed"], strict=True)])
         auc = cluster_auc(rows["without"].to_numpy(), missed, rows["prompt"].to_numpy())
         over, within = auc.all.one(), auc.within.one()
-        ends = f"{over.estimate:.2f} [{over.low:.2f}, {over.high:.2f}]"
+        ends = [f"{one.estimate:.2f} [{one.low:.2f}, {one.high:.2f}]" for one in (over, within)]
         fell = 100 * (rows["with"] < rows["without"]).mean()
         print(f"| {name} | {rows['step'].iat[0]} | {median(rows['without']):.3f} | {median(rows['with']):.3f} "
-              f"| {fell:.0f} | {ends} | {within.estimate:.2f} |")  # fmt: skip
+              f"| {fell:.0f} | {' | '.join(ends)} | {int(auc.within.prompts)} |")  # fmt: skip
 
 
 def main() -> None:

@@ -4,9 +4,8 @@ Commands (two cores; all go on where they were stopped; give several processes `
 
     python benchmarks/methods.py --part tune --out runs/methods        (two hours: six settings of every method)
     python benchmarks/methods.py --part make --out runs/methods        (six hours: four seeds of every prompt)
-    python benchmarks/methods.py --part cost --out runs/methods        (ten minutes, alone: seconds and passes)
-    python benchmarks/methods.py --part memory --out runs/methods      (five minutes: peaks)
-    python benchmarks/methods.py --part report --out runs/methods      (ten minutes: scores, table.md, grid.jpg)
+    python benchmarks/method_costs.py --out runs/methods               (a quarter of an hour, alone)
+    python benchmarks/methods.py --part report --out runs/methods      (two minutes: scores, table.md, grid.jpg)
 
 The six settings of each method are compared on the same 24 prompts, which are none of the benchmark's, with four seeds;
 the best goes into `CHOSEN` by hand. Images lie as ``images/<method>/<prompt>/<seed>.png``.
@@ -14,18 +13,14 @@ the best goes into `CHOSEN` by hand. Images lie as ``images/<method>/<prompt>/<s
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import DiffusionPipeline
 from emoji_world import other_prompts
 from PIL import Image
 from rich.console import Console
@@ -37,8 +32,6 @@ from analysis.plan import PLAIN
 from analysis.score_folders import chosen_protocols, score_folders
 from analysis.scoreboard import cells, picture_values, scoreboard
 from analysis.shards import read_shards
-from metrics.machine import counting
-from metrics.overhead import OverheadProtocol, measure
 from regulate import FIXED, AttentionRegulation, Given, Method, Request, generate
 from regulate.attend_and_excite import FIXED as ATTEND
 from regulate.attention_regulation import RANDOM
@@ -58,8 +51,8 @@ from tracer.store import Store
 
 FINE = ("down_blocks.0.*", "up_blocks.1.*")  # the 16x16 maps, of as many pixels as Stable Diffusion's
 SCAN_SEEDS, TUNE_SEEDS, SEEDS = (1000, 1001), (2000, 2001, 2002, 2003), (0, 1, 2, 3)
-BOTH = tuple(range(8))  # of the plain model: four pairs, of which the better is taken, at twice the passes
-CHOOSER = "clip_cos"  # what the best of two plain images is chosen by: not the detector that judges
+BOTH = tuple(range(8))  # of the plain model: four pairs, two fours, or all, of which the best is taken
+CHOOSER = "clip_cos"  # by this: not the detector that judges
 GUIDED = {
     "attend-and-excite": ATTEND,
     "syngen": replace(SYNGEN, entities=True),
@@ -185,51 +178,6 @@ def request(prompt: Prompt) -> Request:
     return Request(prompt.text, prompt.targets, SEEDS, given=Given(layout=layout))
 
 
-def cost(out: Path, names: list[str]) -> None:
-    """Measure seconds and passes of each method on three prompts, in turn, alone on the machine."""
-    pipe, prompts = load_pipeline(), load_prompts(TEMPLATES)[::100]
-    known = {prompt.text: prompt for prompt in prompts}
-    runs = {name: partial(_made, pipe, known, CHOSEN[name]) for name in names if name != PLAIN}
-    graph = {}
-    for name in names:
-        with counting(pipe.unet) as count:
-            for prompt in prompts:
-                generate(pipe, request(prompt), CHOSEN[name])
-        graph[name] = count.with_gradient / len(prompts)
-    protocol = OverheadProtocol("emoji", world="emoji", repeats=2, warmup=0, batch=len(SEEDS), steps=25)
-    plain = partial(_made, pipe, known, Method())
-    with counting(pipe.unet) as passes:
-        rows = measure(plain, runs, list(known), np.random.default_rng(0), protocol, passes)
-    table = pd.DataFrame([asdict(row) | {"with gradient": graph[row.method]} for row in rows])
-    table = table.drop(columns=["protocol", "load", "peak_bytes"])  # one process keeps what its hungriest method took
-    table.to_csv(out / "cost.csv", index=False)
-    print(table[["method", "overhead", "seconds", "passes", "with gradient"]].round(3).to_string())
-
-
-def _made(pipe: DiffusionPipeline, known: dict[str, Prompt], method: Method, text: str, seed: int) -> None:
-    generate(pipe, request(known[text]), method)
-
-
-def memory(out: Path, names: list[str]) -> None:
-    """Measure the peak of resident memory while a batch of four is made, each method in a process of its own."""
-    rows = []
-    for name in names:
-        command = [sys.executable, __file__, "--part", "peak", "--methods", name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True)
-        rows.append({"method": name, "peak_mb": float(told.stdout.split()[-1])})
-        print(rows[-1])
-    pd.DataFrame(rows).to_csv(out / "memory.csv", index=False)
-
-
-def peak(out: Path, names: list[str]) -> None:
-    """Print the peak of resident memory of one batch, in MB; loading is left out (Linux)."""
-    pipe, prompt = load_pipeline(), load_prompts(TEMPLATES)[100]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    generate(pipe, request(prompt), CHOSEN[names[0]])
-    line = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith("VmHWM"))
-    print(int(line.split()[1]) * 1024 / 1e6)
-
-
 def report(out: Path, names: list[str]) -> None:
     """Score all images, and write a row per method and a grid of pictures."""
     folders = [out / "images" / name for name in names]
@@ -283,7 +231,8 @@ def as_markdown(table: pd.DataFrame, out: Path) -> str:
         spent = ["", "", "", ""]
         if method in costs.index:
             cost = costs.loc[method]
-            spent[:3] = f"{1 + cost['overhead']:.2f}", f"{cost['passes']:.1f}", f"{cost['with gradient']:.1f}"
+            time, *ends = (f"{1 + cost[name]:.2f}" for name in ("overhead", "low", "high"))
+            spent[:3] = f"{time} [{', '.join(ends)}]", f"{cost['passes']:.1f}", f"{cost['with gradient']:.1f}"
         if method in peaks.index:
             spent[3] = f"{peaks.at[method, 'peak_mb']:.0f}"
         scores = [cell.get(name, "") for name in ("clip_cos", "lpips-tiny")]
@@ -315,7 +264,7 @@ def grid(out: Path, values: pd.DataFrame, names: list[str]) -> None:
 def main() -> None:
     """Run one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("tune", "make", "cost", "memory", "peak", "report"), default="tune")
+    parser.add_argument("--part", choices=("tune", "make", "report"), default="tune")
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--share", default="1/1", help="which part of the prompts to make, for several processes")
@@ -328,7 +277,7 @@ def main() -> None:
         first, last = options.share.split("/")
         make(options.out, names, (int(first), int(last)))
     else:
-        {"cost": cost, "memory": memory, "peak": peak, "report": report}[options.part](options.out, names)
+        report(options.out, names)
 
 
 if __name__ == "__main__":

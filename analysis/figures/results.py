@@ -223,6 +223,8 @@ def sweep(
 ) -> Figure:
     """Return a metric along one parameter, with intervals; the baseline is a band, across all if it has no value of it.
 
+    Values of several orders of magnitude stand on a logarithmic axis, 0 at its left.
+
     Args:
         table: columns method, `x`, value, value_low, value_high; of the baseline one row without `x`, or several with.
         x: the column of the parameter.
@@ -234,11 +236,11 @@ def sweep(
         methods: see above.
 
     Raises:
-        ValueError: no method but the baseline has a row.
+        ValueError: no method but the baseline has a row with a value of `x`.
     """
     measure, every = style.measure_of(metric), list(table["method"].unique())
-    if not set(every) - {BASELINE}:
-        raise ValueError(f"table must have rows of a method other than {BASELINE}, got {every}")
+    if not set(table.loc[table[x].notna(), "method"]) - {BASELINE}:
+        raise ValueError(f"table must have rows of a method other than {BASELINE} with {x}, got {every}")
     figure, axes = style.panel(2.4, width, caption)
     looks, along = style.looks(methods or every, BASELINE), table[x].dropna()
     for method in every:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from math import nan
+from math import isfinite, nan
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ CONSTANTS = {
     "beta": "beta, weight of the distance from the model's maps",
     "guidance": "guidance scale",
 }
-ALONG = ["method", "at", "value", "value_low", "value_high", "images"]
+ALONG = ["method", "kind", "at", "value", "value_low", "value_high", "images"]
 SCORES = """
 SELECT p.method, p.prompt, p.seed, v.target, v.score FROM pictures p JOIN verdicts v USING (image_sha256)
 WHERE v.protocol = $protocol AND v.against = array_to_string(list_sort(p.targets), ', ')
@@ -129,26 +129,39 @@ def curves(results: RunResults) -> Iterator[Made]:
         constant, table = _along(part)
         for metric in ("detection_rate", "clip_cos"):
             rows = table[table["metric"] == metric]
-            if len(set(rows["method"])) > 1:
+            if len(set(rows["kind"])) > 1:
                 yield _figure(
                     results, part, f"curve-{metric}", f"Along the constant, {_words(metric)}",
-                    f"The same prompts and seeds at every value of {constant}; the band is {PLAIN}, whiskers and band "
-                    "are 95 % intervals of the values themselves, not of differences.",
-                    partial(sweep, rows, "at", constant, metric, None), metric, {"": rows.reindex(columns=ALONG)},
+                    f"At each value of one constant, which the axis names; the band is {PLAIN}. Whiskers and band are "
+                    "95 % intervals of the values themselves, not of differences.",
+                    partial(sweep, rows.assign(method=rows["kind"]), "at", constant, metric, None), metric,
+                    {"": rows.reindex(columns=ALONG)},
                 )  # fmt: skip
 
 
 def _along(part: PartResults) -> tuple[str, pd.DataFrame]:
-    """Return what is varied, and a part's board with a method's value of it in the column ``at``."""
+    """Return what is varied, and a part's board with each method's value of it, ``at``, and its curve, ``kind``.
+
+    The board is empty where a name does not end in a number, or one kind of method has several constants.
+    """
     methods = {name: method for name, method in part.planned.part.methods.items() if name != PLAIN}
     split = {name: name.rpartition(" ") for name in methods}
-    if not all(stem and value.replace(".", "", 1).isdigit() for stem, _, value in split.values()):
-        return "", part.board.iloc[:0]
-    at = {name: float(value) for name, (_, _, value) in split.items()}
-    told = {PLAIN: PLAIN} | {name: method.name for name, method in methods.items()}
-    (first, *_) = (stem for stem, _, _ in split.values())
-    board = part.board.assign(at=part.board["method"].map(at), method=part.board["method"].map(told))
+    at = {name: _number(value) for name, (_, _, value) in split.items()}
+    kinds = {name: method.name for name, method in methods.items()}
+    lines = {(kinds[name], stem) for name, (stem, _, _) in split.items()}
+    if not methods or None in at.values() or len(lines) > len(set(kinds.values())):
+        return "", part.board.iloc[:0].assign(at=nan, kind="")
+    first = next(iter(split.values()))[0]
+    board = part.board.assign(at=part.board["method"].map(at), kind=part.board["method"].map({PLAIN: PLAIN} | kinds))
     return CONSTANTS.get(first, first), board
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if isfinite(value) else None
 
 
 def thresholds(results: RunResults) -> Iterator[Made]:

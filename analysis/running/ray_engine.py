@@ -58,17 +58,24 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
     return engine
 
 
-def telling(ray: Any, seats: "Sequence[_Actor]", needs: dict[str, int], tick: Callable[[], None]) -> Callable[[], None]:
-    """Return what ticks, and says once that the cluster has had no room for any worker, which may last for ever."""
-    since, told = time.monotonic(), False
+def telling(
+    ray: Any,
+    seats: "Sequence[_Actor]",
+    needs: dict[str, int],
+    tick: Callable[[], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> Callable[[], None]:
+    """Return what ticks, and says once if no worker has begun yet: without room for one that may last for ever."""
+    since, over = clock(), False
 
     def watched() -> None:
-        nonlocal told
+        nonlocal over
         tick()
-        if told or time.monotonic() - since < PATIENCE or any(seat.ready and seat.ready.done() for seat in seats):
+        over = over or any(seat.ready and seat.ready.done() for seat in seats)
+        if over or clock() - since < PATIENCE:
             return
-        told = True
-        free = {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}
+        over, found = True, ray.available_resources()
+        free = {name: found.get(name, 0) for name in ("CPU", "GPU")}
         _logger.warning("no worker has begun: each needs %s, the cluster has %s free; still waiting", needs, free)
 
     return watched

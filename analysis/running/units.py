@@ -19,6 +19,7 @@ from diffusers import DiffusionPipeline
 from analysis.experiments.experiment import Part
 from analysis.plan import PLAIN
 from analysis.prompts.sets import PromptSet
+from analysis.workbench import sampler_of
 from regulate import Given, Method
 from regulate.applied import subjects_of
 from regulate.method import ACTS, Standing
@@ -125,12 +126,12 @@ def planned(part: Part, prompts: PromptSet, pipe: DiffusionPipeline, model: tupl
         part: one model on one prompt set.
         prompts: the set.
         pipe: the model, for its tokenizer and its sampler.
-        model: its name and a hash of its weights.
+        model: its name and a hash of its weights and scheduler.
 
     Raises:
         ValueError: a target is not in its prompt, a prompt is too long, or a method refuses one.
     """
-    sampler = {"scheduler": type(pipe.scheduler).__name__, "scheduler_config": dict(pipe.scheduler.config)}
+    sampler = sampler_of(pipe)
     cells, places = [], {prompt.id: place for place, prompt in enumerate(prompts.prompts)}
     for prompt in spread(prompts.prompts, part.spread):
         given, seeds = prompts.given.get(prompt.text, Given()), part.seeds_at(places[prompt.id])

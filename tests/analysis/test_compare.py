@@ -20,7 +20,7 @@ from analysis import workbench
 from analysis.comparison import Compared, as_table
 from analysis.plan import Plan, animal_pairs
 from analysis.shards import read_shards
-from analysis.workbench import Workbench, fingerprint
+from analysis.workbench import Workbench, fingerprint, sampler_of
 from regulate import METHODS, AttentionRegulation, Given, Request, generate
 from regulate.layout import layout_of_prompt
 from tracer.models import load_pipeline
@@ -113,7 +113,9 @@ def test_another_generator_is_another_specification(tiny_model):
     other.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     assert fingerprint(pipe) != fingerprint(other)
     other.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    other.scheduler.register_to_config(_use_default_values=["a", "b"])  # a list of a set: of another order next time
     assert fingerprint(pipe) == fingerprint(other)
+    assert sampler_of(pipe) == sampler_of(other)
     next(other.unet.parameters()).data[0] += 1e-3
     assert fingerprint(pipe) != fingerprint(other)
 
@@ -196,7 +198,11 @@ def test_a_method_that_lacks_what_it_needs_has_a_row_that_says_so_and_no_numbers
     assert set(read_shards(tmp_path / "rows")["method"]) == {"plain", "regulation"}
     shown, compared = StringIO(), Compared(lines.reset_index(), "two prompts", tmp_path)
     Console(file=shown, width=80).print(as_table(compared))
-    assert "n/a" in shown.getvalue()
+    text = shown.getvalue()
+    assert "n/a" in text
+    assert "…" not in text
+    (line,) = [line for line in text.splitlines() if line.startswith("regulation") and " all " in line]
+    assert " 4 " in line  # images, a whole number though one row has none
     assert f"n/a, {PAIRS[0].text!r}: it has no layout" in unescape(compared._repr_html_())
 
 

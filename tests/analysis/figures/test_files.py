@@ -42,7 +42,7 @@ values = pd.DataFrame([
 ])
 for name, draw in (("image", image), ("forest", lambda: forest(board, "clip_cos", "fi fl ä")),
                    ("bars", lambda: outcome_bars(values))):
-    write(draw, Path(sys.argv[1]), name)
+    write(draw, Path(sys.argv[1]), name, {"": values, "by-seed": board})
 """
 
 
@@ -60,7 +60,8 @@ def test_two_processes_write_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "here")])
     exec(compile(SCRIPT, "script", "exec"), {})
     here, there = ({path.name: path.read_bytes() for path in (tmp_path / k).iterdir()} for k in ("here", "there"))
-    assert sorted(here) == sorted(name + form for name in ("image", "forest", "bars") for form in FORMS)
+    endings = (*FORMS, ".csv", "-by-seed.csv")
+    assert sorted(here) == sorted(name + end for name in ("image", "forest", "bars") for end in endings)
     assert {name: sha256(content).hexdigest() for name, content in here.items()} == {
         name: sha256(content).hexdigest() for name, content in there.items()
     }

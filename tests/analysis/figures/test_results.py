@@ -303,6 +303,8 @@ def test_a_sweep_runs_along_the_parameter_and_a_baseline_without_it_is_a_band_ac
     }  # fmt: skip
     with pytest.raises(ValueError, match="method other than plain"):
         sweep(SWEPT[SWEPT["method"] == "plain"], "beta", "beta")
+    with pytest.raises(ValueError, match="other than plain with beta"):
+        sweep(SWEPT.assign(beta=np.nan), "beta", "beta")
 
 
 def test_a_baseline_that_was_swept_too_is_drawn_point_by_point():

@@ -72,8 +72,8 @@ def test_every_figure_is_drawn(results, name, monkeypatch):
         figure = one.draw()
         assert figure.axes
         assert "Emoji world" in one.alternative
-        judges = [results.parts[0].protocol(metric) for metric in ("detection_rate", "clip_cos")]
-        assert name not in NAMES_ITS_JUDGE or any(judge in one.alternative for judge in judges)
+        metric = "clip_cos" if one.name.endswith("clip_cos") else "detection_rate"
+        assert name not in NAMES_ITS_JUDGE or results.parts[0].protocol(metric) in one.alternative
 
 
 def test_a_figures_numbers_lie_beside_it(results):
@@ -84,21 +84,39 @@ def test_a_figures_numbers_lie_beside_it(results):
     assert 'href="figures/dominance.csv"' in (results.run / "index.html").read_text()
 
 
-def test_methods_whose_names_end_in_a_number_are_drawn_along_it(results):
-    names = {"regulation": "until 0.25", "syngen": "until 0.5"}
+def curves_of(results, names, kinds=None):
+    """What is drawn along a constant, of results whose methods are renamed."""
     (one,) = results.parts
-    methods = {names[name]: method for name, method in one.planned.part.methods.items() if name in names}
+    known = one.planned.part.methods
+    methods = {new: known[(kinds or {}).get(old, old)] for old, new in names.items()}
     planned = replace(one.planned, part=replace(one.planned.part, methods=methods, traced={}))
     frames = {kind: getattr(one, kind).replace({"method": names}) for kind in ("values", "images", "costs")}
     renamed = replace(one, planned=planned, methods=("plain", *names.values()), **frames)
-    made = {figure.name: figure for figure in SHOWS["curves"](replace(results, parts=(renamed,)))}
+    return {figure.name: figure for figure in SHOWS["curves"](replace(results, parts=(renamed,)))}
+
+
+@pytest.mark.parametrize("ends", [("until 0.25", "layers"), ("until ²", "until 1"), ("until nan", "until 1")])
+def test_names_that_do_not_end_in_numbers_make_no_curve(results, ends):
+    assert not curves_of(results, dict(zip(("regulation", "syngen"), ends, strict=True)))
+
+
+def test_two_constants_of_one_kind_of_method_make_no_curve(results):
+    names = {"regulation": "until 0.25", "syngen": "beta 1.0"}
+    assert curves_of(results, names)
+    assert not curves_of(results, names, {"syngen": "regulation"})
+
+
+def test_methods_whose_names_end_in_a_number_are_drawn_along_it(results):
+    (one,) = results.parts
+    made = curves_of(results, {"regulation": "until 0.25", "syngen": "until 0.5"})
     assert set(made) == {"curve-detection_rate", "curve-clip_cos"}
     figure = made["curve-clip_cos"].draw()
     assert figure.axes[0].get_xlabel() == "share of the steps that is edited"
     assert figure.axes[0].get_xticks().tolist() == [0.25, 0.5]
-    numbers = made["curve-clip_cos"].numbers[""].set_index("at")["value"]
+    numbers = made["curve-clip_cos"].numbers[""].set_index("method")
     board = one.board[one.board["metric"] == "clip_cos"].set_index("method")["value"]
-    assert numbers[0.25] == board["regulation"]
+    assert numbers.at["until 0.25", "value"] == board["regulation"]
+    assert numbers.loc[["until 0.25", "until 0.5"], "at"].tolist() == [0.25, 0.5]
 
 
 def test_of_too_many_images_the_page_shows_prompts_spread_over_the_set_and_says_so(results, monkeypatch):

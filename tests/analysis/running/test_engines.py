@@ -175,19 +175,22 @@ def test_engines_of_no_worker_are_refused():
             engine(0)
 
 
-def test_a_cluster_without_room_is_told_of_once_and_one_whose_worker_began_is_not(monkeypatch, caplog):
-    seconds = iter((0.0, PATIENCE - 1, PATIENCE + 1))  # when it begins, and at two ticks; a third asks no clock
-    monkeypatch.setattr("analysis.running.ray_engine.time.monotonic", lambda: next(seconds))
-    ray = SimpleNamespace(available_resources=lambda: {"CPU": 0.5, "memory": 1e9})
-    ticks = []
-    watched = telling(ray, [SimpleNamespace(ready=Future())], {"num_cpus": 1}, lambda: ticks.append(1))
+def test_a_cluster_without_room_is_told_of_once_and_one_whose_worker_began_is_not(caplog):
+    ray, ticks = SimpleNamespace(available_resources=lambda: {"CPU": 0.5, "memory": 1e9}), []
+
+    def watched(seat, *seconds):
+        return telling(ray, [seat], {"num_cpus": 1}, lambda: ticks.append(1), iter(seconds).__next__)
+
+    empty = watched(SimpleNamespace(ready=Future()), 0.0, PATIENCE - 1, PATIENCE + 1)  # a third tick asks no clock
     for said in (0, 1, 1):
-        watched()
+        empty()
         assert len(caplog.messages) == said
-    assert "each needs {'num_cpus': 1}, the cluster has {'CPU': 0.5} free" in caplog.text
+    assert "each needs {'num_cpus': 1}, the cluster has {'CPU': 0.5, 'GPU': 0} free" in caplog.text
     assert len(ticks) == 3
-    begun = Future()
-    begun.set_result(None)
-    seconds = iter((0.0, PATIENCE + 1))
-    telling(ray, [SimpleNamespace(ready=begun)], {"num_cpus": 1}, lambda: None)()
+    seat = SimpleNamespace(ready=Future())
+    begun = watched(seat, 0.0)
+    seat.ready.set_result(None)
+    begun()
+    seat.ready = Future()  # it died, and another one is waited for
+    begun()
     assert len(caplog.messages) == 1
