@@ -11,7 +11,7 @@ PUBLIC = {
         "FIXED", "METHODS", "PAPER", "AttentionRegulation", "Given", "Method", "Request", "applied", "combined",
         "generate",
     },
-    "analysis": {"ablate", "compare", "demo", "explore", "search"},
+    "analysis": {"Compared", "Searched", "ablate", "compare", "demo", "explore", "search"},
     "metrics": {
         "Detection", "DetectionProtocol", "detect", "detection_rate", "found", "load_detector", "known_protocols",
         "read_folder", "score", "score_set",
