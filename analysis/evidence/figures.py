@@ -156,7 +156,7 @@ def method_change(table: pd.DataFrame, caption: str, layer: str = ALL_LAYERS) ->
         ValueError: the layer is not in the table.
     """
     table = table.loc[table["layer"] == layer]
-    figure = CellFigure(figsize=(WIDTH, 2.5), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 3.1), layout="constrained")
     pair = figure.subplots(1, 2)
     colours = dict(zip([m for m in table["method"].unique() if m != OTHER_SEEDS], TARGET_COLOURS * 8, strict=False))
     texts = {"ratio": ("largest / smallest share,\ntimes plain's", 1.0),
@@ -170,7 +170,7 @@ def method_change(table: pd.DataFrame, caption: str, layer: str = ALL_LAYERS) ->
                 _band(axes, part, "step", "value", colour, line, f"{name} ({part['images'].max()} images)")
         axes.axhline(still, color="0.2", linewidth=0.6)
         axes.set(xlabel="step", ylabel=label)
-        axes.legend(frameon=False, fontsize=7)
+        axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 
