@@ -22,9 +22,7 @@ from analysis.evidence.questions import (
     method_changes,
 )
 from analysis.evidence.tables import TargetShares, share_ratio, target_shares
-from analysis.figures.style import WIDTH, wrapped
-from analysis.outputs.made import Made, MadeFigure
-from analysis.outputs.method_results import WORLDS
+from analysis.outputs.made import Made, MadeFigure, figure_of
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
 from analysis.running.run import RunResults
@@ -175,10 +173,8 @@ def _figure(
     numbers: Mapping[str, pd.DataFrame],
     of: str = "",
 ) -> MadeFigure:
-    """Return a figure with its numbers and its caption: the world, and what it is of, by default the part's images."""
-    caption = WORLDS[results.experiment.world] + (of or _images_of(part))
-    full = f"{name}-{part.planned.part.name}" if len(results.parts) > 1 else name
-    return MadeFigure(full, title, text, f"{title} {text} {caption}", lambda: draw(wrapped(caption, WIDTH)), numbers)
+    """Return a figure with its numbers and a caption that says what it is of, by default the part's images."""
+    return figure_of(results, part, name, title, text, of or _images_of(part), draw, numbers)
 
 
 def _images_of(part: PartResults) -> str:

@@ -6,7 +6,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analysis.figures.style import WIDTH, wrapped
 from analysis.paper.tables import PaperTable
+from analysis.running.results import PartResults
+from analysis.running.run import RunResults
+
+WORLDS = {"emoji": "Emoji world, on its own small model and judges. ", "real": ""}
 
 
 @dataclass(frozen=True)
@@ -46,3 +51,33 @@ class MadeFigure:
 
 
 Made = MadeTable | MadeFigure
+
+
+def figure_of(
+    results: RunResults,
+    part: PartResults,
+    name: str,
+    title: str,
+    text: str,
+    caption: str,
+    draw: Callable[[str], Figure],
+    numbers: Mapping[str, pd.DataFrame] | None = None,
+) -> MadeFigure:
+    """Return a figure of one part, whose name and title say which where there are several.
+
+    Args:
+        results: of the run.
+        part: one of its parts.
+        name: of the figure's files.
+        title: on the page.
+        text: what to see in it.
+        caption: printed below it, after the world.
+        draw: makes it, with its caption.
+        numbers: as `MadeFigure` has them.
+    """
+    several = len(results.parts) > 1
+    name, title = (f"{name}-{part.planned.part.name}", f"{title}: {part.title}") if several else (name, title)
+    below = WORLDS[results.experiment.world] + caption
+    head = title if title.endswith("?") else f"{title}."
+    alternative = f"{head} {below}" if text in below else f"{head} {text} {below}"
+    return MadeFigure(name, title, text, alternative, lambda: draw(wrapped(below, WIDTH)), numbers or {})

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.results import forest, outcome_bars, pareto, seed_strips, sweep, threshold_curves
-from analysis.outputs.made import Made, MadeFigure, MadeTable
+from analysis.outputs.made import Made, MadeFigure, MadeTable, figure_of
 from analysis.paper.cells import Number, PaperTable
 from analysis.paper.costs import cost_numbers, cost_tables
 from analysis.paper.tables import method_table, model_table, set_metric_table
@@ -18,7 +18,6 @@ from analysis.running.run import RunResults
 from metrics.protocols import DetectionProtocol
 from tracer.store import Store
 
-WORLDS = {"emoji": "Emoji world, on its own small model and judges. ", "real": ""}
 CONSTANTS = {
     "until": "share of the steps that is edited",
     "beta": "beta, weight of the distance from the model's maps",
@@ -204,21 +203,11 @@ def _figure(
     numbers: Mapping[str, pd.DataFrame] | None = None,
 ) -> MadeFigure:
     prompts, count = part.images["prompt"].nunique(), len(part.planned.part.seeds)
-    caption = (
-        f"{WORLDS[results.experiment.world]}{part.title}, {prompts} prompts x {count} seeds, {part.protocol(metric)}."
-    )
+    caption = f"{part.title}, {prompts} prompts x {count} seeds, {part.protocol(metric)}."
     if not part.whole:
         images = part.board["images"]
         caption += f" Of each method the images that it has in common with {PLAIN}: {images.min()} to {images.max()}."
-    several = len(results.parts) > 1
-    return MadeFigure(
-        f"{name}-{part.planned.part.name}" if several else name,
-        f"{title}: {part.title}" if several else title,
-        text,
-        f"{title}. {text} {caption}",
-        lambda: draw(caption),
-        numbers or {},
-    )
+    return figure_of(results, part, name, title, text, caption, draw, numbers)
 
 
 def _detected(part: PartResults) -> bool:

@@ -16,9 +16,8 @@ from PIL import Image
 from analysis import tables
 from analysis.figures.attention import dominance_violins
 from analysis.figures.pictures import maps_over_steps, method_grid, pairs
-from analysis.figures.style import WIDTH, Picture, wrapped
-from analysis.outputs.made import Made, MadeFigure
-from analysis.outputs.method_results import WORLDS
+from analysis.figures.style import Picture
+from analysis.outputs.made import Made, MadeFigure, figure_of
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
 from analysis.running.run import RunResults
@@ -153,6 +152,4 @@ def _pictures(run: Path, part: PartResults, keys: Sequence[Key]) -> Mapping[Key,
 def _figure(
     results: RunResults, part: PartResults, name: str, title: str, text: str, draw: Callable[[str], Figure]
 ) -> MadeFigure:
-    caption = f"{WORLDS[results.experiment.world]}{part.title}. {text}"
-    full = f"{name}-{part.planned.part.name}" if len(results.parts) > 1 else name
-    return MadeFigure(full, title, text, f"{title}. {caption}", lambda: draw(wrapped(caption, WIDTH)))
+    return figure_of(results, part, name, title, text, f"{part.title}. {text}", draw)
