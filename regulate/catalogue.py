@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from regulate import attend_and_excite, composable, conform, dense_diffusion, divide_and_bind, initno, syngen
 from regulate.attention_regulation import FIXED, PAPER, RANDOM, AttentionRegulation
-from regulate.controls import Boost, GuidanceScale
+from regulate.controls import Balance, Boost, GuidanceScale
 from regulate.method import Method
 from regulate.predicated import PredicatedDiffusion
 from regulate.t_sam import TSam
@@ -79,6 +79,7 @@ CATALOGUE: dict[str, Entry] = {
     "initno-fixed": Entry(initno.FIXED, *_INITNO),
     "random-bias": Entry(RANDOM, "targets", "control: regulation without its descent", "ours", ANY_UNET),
     "boost": Entry(Boost(), "targets", "control: a constant on the targets' scores", "ours", ANY_UNET),
+    "balance": Entry(Balance(), "two targets", "control: dominance itself, evened out", "ours", ANY_UNET),
     "guidance-scale": Entry(GuidanceScale(), "nothing", "control: stronger guidance", "ours", "all with guidance"),
 }
 METHODS: dict[str, Method] = {name: entry.method for name, entry in CATALOGUE.items()}

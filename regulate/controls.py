@@ -1,6 +1,7 @@
 """Controls: what must be beaten before an effect is credited to an optimisation.
 
     Boost            a constant on the target words' scores, on the layers and steps that regulation edits
+    Balance          dominance itself, made smaller or larger: targets are given more alike, or less
     GuidanceScale    plain sampling, guided more strongly
     RANDOM           regulation with the random bias that its optimisation starts from (`attention_regulation`)
 The fourth, the best of n seeds at as many passes of the network, is a choice among plain images: `analysis.best_of`.
@@ -14,9 +15,11 @@ from diffusers import DiffusionPipeline
 from jaxtyping import Float
 from torch import Tensor
 
+from regulate.dominance import log_quantiles
 from regulate.layers import LAST_DOWN_FIRST_UP, chosen_sites
 from regulate.method import Arguments, AttentionEdit, Kind, Method, Subject
 from regulate.shares import begun
+from regulate.softmax import Members, biased, members_of, reduced
 from tracer.passes import Passes
 from tracer.sites import attention_sites
 from tracer.tap import Edited, Tap
@@ -69,6 +72,70 @@ def _columns(subjects: tuple[Subject, ...], tokens: int) -> Float[Tensor, "image
     for image, subject in enumerate(subjects):
         columns[image, ..., [position for target in subject.targets for position in target.positions]] = 1
     return columns
+
+
+@dataclass(frozen=True)
+class Balance(Method):
+    """What a layer gives the targets is made more alike, or less, by a constant on each target's scores.
+
+    Dominance is that of `regulate.dominance`. With m of a target, the mean over heads of its map's 0.9-quantile, the
+    constants bring each log m to ``mean + (1 - strength) * (log m - mean)``, the mean being that over the image's
+    targets, at every step and layer anew: the logarithm of the layer's dominance ratio is multiplied by
+    ``1 - strength``, and the targets' geometric mean stays what it is.
+
+    Attributes:
+        strength: 0 changes nothing, 1 makes targets equal, below 0 the dominant one is given still more.
+        layers: as `AttentionRegulation` has them.
+        until: share of the steps that are edited.
+        rounds: of the search for the constants, each of which adds what log m still lacks. If targets had hardly any
+            attention, one would do.
+    """
+
+    name: ClassVar[str] = "balance"
+    kinds: ClassVar[tuple[Kind, ...]] = ("attention edit",)
+    needs_targets: ClassVar[bool] = True
+    strength: float = 1.0
+    layers: str | tuple[str, ...] = "*"
+    until: float = 1.0
+    rounds: int = 6
+
+    def check(self, subjects: tuple[Subject, ...]) -> None:
+        """Raise ValueError if an image has fewer than two targets, of which none can dominate."""
+        if not all(len(subject.targets) > 1 for subject in subjects):
+            raise ValueError("a balance needs at least two targets for every prompt")
+
+    def interventions(
+        self, pipe: DiffusionPipeline, subjects: tuple[Subject, ...], passes: Passes
+    ) -> tuple[AttentionEdit, ...]:
+        """Return the edit of one batch."""
+        words = [[list(target.positions) for target in subject.targets] for subject in subjects]
+        known: dict[int, Members] = {}
+
+        def edit(tap: Tap) -> Edited | None:
+            if passes.kind != "sample" or passes.step >= begun(self.until, passes.steps):
+                return None
+            scores = tap.scores(passes.rows).transpose(-1, -2)
+            if scores.shape[2] not in known:
+                known[scores.shape[2]] = members_of(words, scores.shape[2], scores.device)
+            balanced = _balanced(scores, known[scores.shape[2]], self.strength, self.rounds)
+            return Edited(passes.rows, balanced.transpose(-1, -2))
+
+        return (AttentionEdit(chosen_sites(attention_sites(pipe.unet), self.layers, None), edit),)
+
+
+def _balanced(
+    scores: Float[Tensor, "batch head token pixel"], members: Members, strength: float, rounds: int
+) -> Float[Tensor, "batch head token pixel"]:
+    real, parts = members.real[..., 0], reduced(scores, members)
+    bias = torch.zeros_like(parts.odds)
+    logs = log_quantiles(parts.probs()[:-1], real).masked_fill(~real, 0)
+    mean = logs.sum(1, keepdim=True) / members.count[:, None]
+    wanted = mean + (1 - strength) * (logs - mean)
+    for _ in range(rounds):
+        lacks = (wanted - logs).masked_fill(~real, 0)
+        bias = bias + lacks.T.repeat_interleave(scores.shape[1], 1)[..., None]
+        logs = log_quantiles(parts.probs(bias)[:-1], real).masked_fill(~real, 0)
+    return biased(scores, bias, members)
 
 
 @dataclass(frozen=True)

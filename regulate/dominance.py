@@ -15,19 +15,25 @@ from torch import Tensor
 from tracer.statistics import DOMINANCE_QUANTILE
 
 
-def log_ratio(probs: Float[Tensor, "target row pixel"], real: Bool[Tensor, "batch target"]) -> Float[Tensor, " batch"]:
-    """Return the logarithm of each image's dominance ratio at one layer and step.
+def log_quantiles(
+    probs: Float[Tensor, "target row pixel"], real: Bool[Tensor, "batch target"]
+) -> Float[Tensor, "batch target"]:
+    """Return the logarithm of what a layer gives each target: the mean over heads of its map's 0.9-quantile.
 
     Args:
         probs: attention of each target, its pieces summed.
-        real: which targets each image has.
+        real: which targets each image has; of others the number means nothing.
     """
     rank = DOMINANCE_QUANTILE * (probs.shape[2] - 1)
     top = probs.topk(probs.shape[2] - int(rank), dim=2).values
     of_head = torch.lerp(top[..., -1], top[..., -2], rank - int(rank))
-    share = of_head.unflatten(1, (len(real), -1)).mean(2).T.log()
-    most, least = share.masked_fill(~real, -torch.inf), share.masked_fill(~real, torch.inf)
-    return most.amax(1) - least.amin(1)
+    return of_head.unflatten(1, (len(real), -1)).mean(2).T.log()
+
+
+def log_ratio(probs: Float[Tensor, "target row pixel"], real: Bool[Tensor, "batch target"]) -> Float[Tensor, " batch"]:
+    """Return the logarithm of each image's dominance ratio at one layer and step, from what `log_quantiles` takes."""
+    logs = log_quantiles(probs, real)
+    return logs.masked_fill(~real, -torch.inf).amax(1) - logs.masked_fill(~real, torch.inf).amin(1)
 
 
 class Watch:

@@ -8,12 +8,13 @@ import torch
 
 from regulate import METHODS, AttentionRegulation, Method, Request, applied, generate
 from regulate.attention_regulation import RANDOM
-from regulate.controls import Boost, GuidanceScale
+from regulate.controls import Balance, Boost, GuidanceScale
 from regulate.kernels import gaussian_kernels
 from tracer.capture import Capture
 from tracer.pictures import digest
 from tracer.recording import recording
 from tracer.sites import attention_sites
+from tracer.statistics import dominance, dominance_ratio
 from tracer.store import Store
 
 PROMPTS, TARGETS = ["a cat and a red dog", "a lion with glasses"], [["cat", "red dog"], ["lion"]]
@@ -90,6 +91,55 @@ def test_a_boost_without_targets_is_refused(pipe):
         made(pipe, Boost(), targets=[["cat"], []])
 
 
+PAIRS, PAIR_COLUMNS = [["cat", "red dog"], ["lion", "glasses"]], [[[2], [5, 6]], [[2], [4]]]
+
+
+def quantiles(probs, positions):
+    """The logarithm of a word's 0.9-quantile, the mean over heads."""
+    return probs[..., positions].sum(-1).quantile(0.9, 1).mean().log()
+
+
+@pytest.mark.parametrize("strength", [-1.0, 0.0, 0.5, 1.0])
+def test_a_balance_moves_the_logarithm_of_dominance_by_its_strength_and_nothing_else(pipe, strength):
+    seen = edits_of(pipe, Balance(strength), targets=PAIRS)
+    assert {tap.site for tap, edited in seen if edited is not None} == set(attention_sites(pipe.unet))
+    for tap, edited in seen:
+        for image, columns in enumerate(PAIR_COLUMNS):
+            scores = tap.scores(slice(2, 4))[image]
+            before, after = (
+                torch.stack([quantiles(probs, word) for word in columns])
+                for probs in (scores.softmax(-1), edited.probs[image])
+            )
+            wanted = before.mean() + (1 - strength) * (before - before.mean())
+            torch.testing.assert_close(after, wanted, atol=2e-3, rtol=1e-3)
+            added = edited.probs[image].log() - scores  # but for the softmax's sum, a constant of each target
+            added = added - added[..., :1]
+            for word in columns:
+                assert (added[..., word] - added[0, 0, word[0]]).abs().max() < 1e-3
+            others = sorted(set(range(scores.shape[-1])) - {position for word in columns for position in word})
+            assert added[..., others].abs().max() < 1e-3
+
+
+def ratios(pipe, method):
+    """The logarithm of the dominance ratio in the first layer of the first pass, of each image, as it is used."""
+    tap, edited = edits_of(pipe, method, targets=PAIRS)[0]
+    probs = edited.probs if edited else tap.probs(slice(2, 4))
+    shares = [dominance(one, words) for one, words in zip(probs, PAIR_COLUMNS, strict=True)]
+    return torch.stack([dominance_ratio(share) for share in shares]).log()
+
+
+def test_an_equal_boost_of_all_targets_hardly_moves_dominance(pipe):
+    plain, boosted, balanced = (ratios(pipe, m) for m in (Boost(0.0, "*"), Boost(1.0, "*"), Balance(1.0)))
+    assert (plain > 0.01).all()
+    assert (abs(boosted - plain) < 0.2 * plain).all()
+    assert (balanced < 0.02 * plain).all()
+
+
+def test_a_balance_of_one_target_is_refused(pipe):
+    with pytest.raises(ValueError, match="a balance needs at least two targets for every prompt"):
+        made(pipe, Balance(), targets=[["cat", "red dog"], ["lion"]])
+
+
 @pytest.mark.parametrize("scale", [1.0, 9.0])
 def test_a_guidance_scale_gives_what_stock_gives_when_called_with_it_bit_for_bit(pipe, scale):
     asked = Request(PROMPTS[0], ("cat",), (3, 4), steps=3, guidance=5.0)
@@ -147,5 +197,6 @@ def test_the_random_bias_keeps_iterate_0_and_is_not_the_plain_image(pipe, tmp_pa
 
 def test_the_controls_are_among_the_methods():
     assert METHODS["boost"] == Boost()
+    assert METHODS["balance"] == Balance()
     assert METHODS["guidance-scale"] == GuidanceScale()
     assert METHODS["random-bias"] == replace(AttentionRegulation(), iterations=1)
