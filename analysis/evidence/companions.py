@@ -1,6 +1,7 @@
 """What stands beside dominance: other numbers of the same maps, where a target is missing and where none is.
 
 ratio      the largest target's share over the smallest's
+mass       the part of the attention that all targets get together
 evenness   entropy of the targets' shares, divided by that of equal ones: 1 where all get the same, 0 where one has all
 quantile   the 0.9-quantile of a target's own map (the objective of arXiv 2403.06381), of targets, not of images
 
@@ -15,15 +16,16 @@ import pandas as pd
 from jaxtyping import Bool, Float
 from matplotlib.figure import Figure
 
-from analysis.evidence.figures import _band
+from analysis.evidence.figures import band
 from analysis.evidence.statistics import DRAWS, SEED, cluster_means
 from analysis.evidence.tables import TargetShares, share_ratio
 from analysis.figures.style import INK, NEGLECTED, WIDTH, CellFigure, styled
 
 MEASURES = {
-    "ratio": "largest share over smallest",
+    "ratio": "largest / smallest share",
     "evenness": "evenness of the shares",
-    "quantile": "0.9-quantile of a target",
+    "mass": "part of the attention",
+    "quantile": "a target's 0.9-quantile",
 }
 
 
@@ -41,6 +43,7 @@ def companion_numbers(shares: TargetShares, draws: int = DRAWS, seed: int = SEED
     """
     layer = shares.by_layer()
     whole = {"ratio": np.log(share_ratio(layer)).mean(2), "evenness": evenness(layer).mean(2)}
+    whole["mass"] = shares.mass().mean(2)
     chance = draws, seed
     missing, prompts, steps = shares.missing, shares.prompts, shares.steps
     tables = [_by_group(name, cells, missing, prompts, steps, chance) for name, cells in whole.items()]
@@ -84,13 +87,13 @@ def companion_panels(table: pd.DataFrame, caption: str) -> Figure:
         table: from `companion_numbers`.
         caption: printed below.
     """
-    figure = CellFigure(figsize=(WIDTH, 2.3), layout="constrained")
+    figure = CellFigure(figsize=(WIDTH, 2.2), layout="constrained")
     panels = figure.subplots(1, len(MEASURES))
     for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
         for group, colour, line in (("missing", NEGLECTED, "-"), ("all found", INK, "--")):
             part = table[(table["measure"] == measure) & (table["group"] == group)]
             label = {"missing": "missing", "all found": "found"}[group]
-            _band(axes, part, "step", "value", colour, line, label)
+            band(axes, part, "step", "value", colour, line, label)
         axes.set(xlabel="step", title=title)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     figure.supxlabel(caption, fontsize=7, color="0.35")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from analysis.evidence.prediction import Prediction
+from analysis.evidence.prediction import Prediction, roc
 from analysis.evidence.questions import ALL_LAYERS, OTHER_SEEDS
 from analysis.figures.style import INK, NEGLECTED, TARGET_COLOURS, WIDTH, CellFigure, styled
 
@@ -36,11 +36,11 @@ def dominance_over_steps(table: pd.DataFrame, caption: str, measure: str = "shar
         ValueError: the table has no such measure.
     """
     table = table.loc[table["measure"] == measure]
-    figure, panels = _panels(_layers(table))
+    figure, panels = _panels(layers_of(table))
     for layer, axes in panels.items():
         for group, colour, line in (("missing", NEGLECTED, "-"), ("all found", INK, "--")):
             part = table[(table["layer"] == layer) & (table["group"] == group)]
-            _band(axes, part, "step", "value", colour, line, f"{group} ({part['images'].max()} images)")
+            band(axes, part, "step", "value", colour, line, f"{group} ({part['images'].max()} images)")
     label = {"share": "share of the most\ndominant target", "ratio": "largest / smallest\nshare"}[measure]
     _label_left(panels, label)
     return _finished(figure, next(iter(panels.values())), caption)
@@ -48,7 +48,7 @@ def dominance_over_steps(table: pd.DataFrame, caption: str, measure: str = "shar
 
 @styled
 def prediction_panels(table: pd.DataFrame, prediction: Prediction, bins: pd.DataFrame, caption: str) -> Figure:
-    """Return AUC by layer and step; how often the missing target has the smaller share; foretold against observed.
+    """Return AUC by layer and step; the ROC curves of the two cells that were chosen; foretold against observed.
 
     Args:
         table: from `questions.auc_by_step`.
@@ -59,13 +59,13 @@ def prediction_panels(table: pd.DataFrame, prediction: Prediction, bins: pd.Data
     Raises:
         ValueError: the table is empty.
     """
-    layers = _layers(table)
+    layers = layers_of(table)
     figure = CellFigure(figsize=(WIDTH, 2.9), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.35, 1, 1])
     grid = table.pivot(index="layer", columns="step", values="auc").loc[layers]
-    _matrix(left, grid.to_numpy(float), [short_layer(layer) for layer in layers])
+    matrix(left, grid.to_numpy(float), [short_layer(layer) for layer in layers])
     steps = list(grid.columns)
-    _step_ticks(left, steps)
+    step_ticks(left, steps)
     for choice in prediction.choices.itertuples(index=False):
         left.plot(steps.index(choice.step), layers.index(choice.layer), "s", mfc="none", mec="black", ms=6, mew=1)
         left.annotate(str(choice.part + 1), (steps.index(choice.step), layers.index(choice.layer)), fontsize=6,
@@ -73,26 +73,24 @@ def prediction_panels(table: pd.DataFrame, prediction: Prediction, bins: pd.Data
     left.set(xlabel="step", title="AUC of dominance")
     bar = figure.colorbar(left.images[0], ax=left, location="bottom", shrink=0.8, aspect=30, pad=0.02)
     bar.outline.set_linewidth(0.5)
-    _spread_of_layers(middle, table)
-    names = {"handles": middle.get_legend_handles_labels()[0], "title": "lines in the middle", "title_fontsize": 7}
-    figure.legend(**names, loc="outside upper center", ncols=min(8, len(layers)), frameon=False, handlelength=1.2)
+    _roc(middle, prediction)
     _reliability(right, prediction, bins)
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 
 
-def _spread_of_layers(axes: Axes, table: pd.DataFrame) -> None:
-    """Draw each layer's line faintly, and the interval of the last in the middle of them."""
-    for place, layer in enumerate(_layers(table)):
-        part = table[table["layer"] == layer].sort_values("step")
-        shade = mpl.colormaps["viridis"](0.9 * place / max(1, len(_layers(table)) - 1))
-        axes.plot(part["step"], part["smaller"], color=shade, linewidth=1, label=short_layer(layer))
-    ends = table.groupby("step").agg(low=("smaller_low", "mean"), high=("smaller_high", "mean"))
-    axes.fill_between(ends.index, ends["low"], ends["high"], color="0.9", zorder=0)
-    axes.axhline(0.5, color=GREY, linewidth=0.8, linestyle=":")
-    axes.set(ylim=(0, 1), xlabel="step", title="missing one has less")
-    count = table["smaller_images"].max()
-    axes.text(0.02, 0.02, f"{count} images; grey: mean interval", transform=axes.transAxes, fontsize=6.5)
+def _roc(axes: Axes, prediction: Prediction) -> None:
+    """Draw the curve of each part's images, as foretold by what the other part chose and fitted."""
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    curves, said = roc(prediction.images), ["AUC where it was not chosen"]
+    for place, choice in enumerate(prediction.choices.itertuples(index=False)):
+        rows = curves[curves["part"] == choice.part]
+        look = {"color": TARGET_COLOURS[place % 8], "linestyle": LINES[place % 4], "linewidth": 1.2}
+        axes.plot(rows["false_alarms"], rows["hits"], **look)
+        name = ("solid", "dashed", "dash-dotted", "dotted")[place % 4]
+        said.append(f"{choice.part + 1}, {name}: {choice.auc:.2f} [{choice.auc_low:.2f}, {choice.auc_high:.2f}]")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="false alarms", ylabel="hits")
+    axes.set_title("\n".join(said), fontsize=7, loc="left")
 
 
 def _reliability(axes: Axes, prediction: Prediction, bins: pd.DataFrame) -> None:
@@ -102,17 +100,16 @@ def _reliability(axes: Axes, prediction: Prediction, bins: pd.DataFrame) -> None
     axes.errorbar(bins["predicted"], middle, ends, fmt="o", color=INK, markersize=3.5, linewidth=1)
     top = min(1, 1.15 * max(bins["observed_high"].max(), bins["predicted"].max()))
     axes.set(xlim=(0, top), ylim=(0, top), xlabel="foretold", ylabel="observed")
-    axes.set_aspect("equal")
     gain = prediction.gain
-    said = [f"part {c.part + 1}: AUC {c.auc:.2f} [{c.auc_low:.2f}, {c.auc_high:.2f}]"
-            for c in prediction.choices.itertuples(index=False)]  # fmt: skip
-    said.append(f"Brier gain {gain.estimate:.3f} [{gain.low:.3f}, {gain.high:.3f}]")
-    axes.set_title("\n".join(["images that miss one", *said]), fontsize=7)
+    said = f"images that miss one\nBrier gain {gain.estimate:.3f}\n[{gain.low:.3f}, {gain.high:.3f}]"
+    axes.set_title(said.replace("-", "\N{MINUS SIGN}"), fontsize=7, loc="left")
 
 
 @styled
 def head_matrix(table: pd.DataFrame, caption: str) -> Figure:
-    """Return AUC by layer and head: ** where p is below 0.05 after Holm, * where it is after Benjamini and Hochberg.
+    """Return AUC by layer and head, of all pairs of images and of those of one prompt.
+
+    Of the latter ** marks where p is below 0.05 after Holm, * where it is after Benjamini and Hochberg.
 
     Args:
         table: from `questions.auc_by_head`.
@@ -121,26 +118,31 @@ def head_matrix(table: pd.DataFrame, caption: str) -> Figure:
     Raises:
         ValueError: the table is empty.
     """
-    layers = _layers(table)
-    grid = table.pivot(index="layer", columns="head", values="auc").loc[layers]
-    marks = table.assign(mark=np.where(table["p_holm"] < 0.05, "**", np.where(table["p_bh"] < 0.05, "*", "")))
-    marks = marks.pivot(index="layer", columns="head", values="mark").loc[layers]
-    heads = grid.shape[1]
-    figure = CellFigure(figsize=(WIDTH, 0.24 * len(layers) + 0.8), layout="constrained")
-    axes = figure.subplots()
-    _matrix(axes, grid.to_numpy(float), [short_layer(layer) for layer in layers])
-    for row in range(len(layers)):
-        for head in range(heads):
-            value, mark = grid.iat[row, head], marks.iat[row, head]
-            text = f"{value:.2f}{mark}" if value == value else "no such head"
-            colour = "white" if value == value and abs(value - 0.5) > 0.35 else "0.15" if value == value else "0.6"
-            axes.text(head, row, text, ha="center", va="center", fontsize=7 if heads < 9 else 5, color=colour)
-    axes.set_xticks(range(heads), [f"head {head}" if heads < 9 else str(head) for head in grid.columns])
-    bar = figure.colorbar(axes.images[0], ax=axes, aspect=15, pad=0.01)
+    layers = layers_of(table)
+    figure = CellFigure(figsize=(WIDTH, 0.24 * len(layers) + 1.0), layout="constrained")
+    pair = figure.subplots(1, 2, sharey=True)
+    _heads(pair[0], table.assign(mark=""), layers, "auc", "all pairs of images")
+    marks = np.where(table["p_holm"] < 0.05, "**", np.where(table["p_bh"] < 0.05, "*", ""))
+    _heads(pair[1], table.assign(mark=marks), layers, "within", "pairs of images of one prompt")
+    bar = figure.colorbar(pair[1].images[0], ax=pair, aspect=15, pad=0.01)
     bar.outline.set_linewidth(0.5)
     bar.set_label("AUC")
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
+
+
+def _heads(axes: Axes, table: pd.DataFrame, layers: Sequence[str], measure: str, title: str) -> None:
+    grid = table.pivot(index="layer", columns="head", values=measure).loc[layers]
+    marks = table.pivot(index="layer", columns="head", values="mark").loc[layers]
+    count = grid.shape[1]
+    matrix(axes, grid.to_numpy(float), [short_layer(layer) for layer in layers])
+    for row, head in np.ndindex(grid.shape):
+        value = grid.iat[row, head]
+        text = f"{value:.2f}{marks.iat[row, head]}" if value == value else "\N{EN DASH}"
+        colour = "white" if value == value and abs(value - 0.5) > 0.35 else "0.15" if value == value else "0.6"
+        axes.text(head, row, text, ha="center", va="center", fontsize=7 if count < 9 else 4, color=colour)
+    axes.set_xticks(range(count), [f"head {head}" if count < 6 else str(head) for head in grid.columns])
+    axes.set_title(title)
 
 
 @styled
@@ -167,7 +169,7 @@ def method_change(table: pd.DataFrame, caption: str, layer: str = ALL_LAYERS) ->
             line = ":" if method == OTHER_SEEDS else LINES[place % 3]
             if len(part):
                 name = "plain's other seeds (no method)" if method == OTHER_SEEDS else method
-                _band(axes, part, "step", "value", colour, line, f"{name} ({part['images'].max()} images)")
+                band(axes, part, "step", "value", colour, line, f"{name} ({part['images'].max()} images)")
         axes.axhline(still, color="0.2", linewidth=0.6)
         axes.set(xlabel="step", ylabel=label)
         axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
@@ -186,42 +188,17 @@ def pointing_over_steps(table: pd.DataFrame, caption: str) -> Figure:
     Raises:
         ValueError: the table is empty.
     """
-    figure, panels = _panels(_layers(table))
+    figure, panels = _panels(layers_of(table))
     lines = (("hit", TARGET_COLOURS[0], "-", "highest cell in the box"), ("mass", NEGLECTED, "--", "mass in the box"),
              ("other", TARGET_COLOURS[2], "-.", "mass in the other target's box"),
-             ("area", "0.2", ":", "by chance: the box's area"))  # fmt: skip
+             ("area", "0.2", ":", "mass of an even map"), ("cells", "0.6", ":", "hits of a random cell"))  # fmt: skip
     for layer, axes in panels.items():
         part = table[table["layer"] == layer]
         for measure, colour, line, label in lines:
-            _band(axes, part, "step", measure, colour, line, label)
+            band(axes, part, "step", measure, colour, line, label)
         axes.set_ylim(0, 1)
     _label_left(panels, "share")
     return _finished(figure, next(iter(panels.values())), caption)
-
-
-@styled
-def dose_response(means: pd.DataFrame, trend: pd.DataFrame, caption: str) -> Figure:
-    """Return dominance and detection rate over the strength of an edit.
-
-    Args:
-        means: from `questions.dose_means`.
-        trend: from `questions.dose_trend`.
-        caption: printed below.
-
-    Raises:
-        ValueError: a table is empty.
-    """
-    figure = CellFigure(figsize=(WIDTH, 2.4), layout="constrained")
-    labels = {"dominance": "share of the most\ndominant target", "found": "all targets found"}
-    for axes, (measure, label) in zip(figure.subplots(1, 2), labels.items(), strict=True):
-        part = means[means["measure"] == measure]
-        _band(axes, part, "strength", "value", INK, "-", measure, marker="o")
-        test = trend[trend["measure"] == measure].iloc[0]
-        p = "p < 0.001" if test["p"] < 0.001 else f"p = {test['p']:.3f}"
-        axes.set_title(f"rho = {test['rho']:.2f} [{test['rho_low']:.2f}, {test['rho_high']:.2f}], {p}", loc="left")
-        axes.set(xlabel="strength of the edit", ylabel=label)
-    figure.supxlabel(caption, fontsize=7, color="0.35")
-    return figure
 
 
 def short_layer(path: str) -> str:
@@ -234,7 +211,8 @@ def short_layer(path: str) -> str:
     return f"{block} {'.'.join(numbers)}"
 
 
-def _layers(table: pd.DataFrame) -> list[str]:
+def layers_of(table: pd.DataFrame) -> list[str]:
+    """Return a table's layers, in its order."""
     return list(dict.fromkeys(table["layer"]))
 
 
@@ -256,9 +234,10 @@ def _panels(layers: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
     return figure, panels
 
 
-def _band(
+def band(
     axes: Axes, rows: pd.DataFrame, x: str, name: str, colour: str, line: str, label: str, marker: str = ""
 ) -> None:
+    """Draw a column of a table over another, with its interval."""
     rows = rows.sort_values(x)
     axes.plot(
         rows[x], rows[name], color=colour, linestyle=line, linewidth=1.2, label=label, marker=marker, markersize=3
@@ -279,13 +258,15 @@ def _finished(figure: Figure, first: Axes, caption: str) -> Figure:
     return figure
 
 
-def _matrix(axes: Axes, values: np.ndarray, rows: Sequence[str]) -> None:
-    axes.imshow(values, AUC_COLOURS, norm=AUC_SCALE, aspect="auto", interpolation="nearest")
+def matrix(axes: Axes, values: np.ndarray, rows: Sequence[str], scale: Normalize = AUC_SCALE) -> None:
+    """Draw a matrix, its rows named, in colours that are white in the middle of the scale."""
+    axes.imshow(values, AUC_COLOURS, norm=scale, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(rows)), rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
-def _step_ticks(axes: Axes, steps: Sequence[int]) -> None:
+def step_ticks(axes: Axes, steps: Sequence[int]) -> None:
+    """Label some columns of a matrix with their steps."""
     places = sorted({round(p) for p in np.linspace(0, len(steps) - 1, min(5, len(steps)))})
     axes.set_xticks(places, [str(steps[place]) for place in places])

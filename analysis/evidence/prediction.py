@@ -42,7 +42,8 @@ class Prediction:
     Attributes:
         choices: a row per part: part, step, layer (chosen without it), tuned (AUC where chosen), auc, auc_low,
             auc_high, within (of images of one prompt), images, missing, prompts: all of the part.
-        images: a row per image: prompt, missing, part, predicted, base (the share of missing where fitted).
+        images: a row per image: prompt, missing, part, measure (in the cell chosen for the part), predicted, base (the
+            share of missing where fitted).
         brier: mean squared error of `predicted`.
         gain: by how much it is below that of `base`; above 0, dominance foretells something.
     """
@@ -116,14 +117,14 @@ def foretold(
         ValueError: images outside of a part are all of one kind, or as in `prompt_parts` and `fit_logistic`.
     """
     part = prompt_parts(prompts, parts, seed)
-    choices, predicted, base = [], np.zeros(len(missing)), np.zeros(len(missing))
+    choices, (chosen, predicted, base) = [], np.zeros((3, len(missing)))
     flat = measure.reshape(len(measure), -1)
     for number in range(parts):
         judged, fitted = part == number, part != number
         tuned = _auc(flat[fitted], missing[fitted])
         cell = int(np.argmax(tuned))
         predicted[judged] = fit_logistic(flat[fitted, cell], missing[fitted]).predicted(flat[judged, cell])
-        base[judged] = missing[fitted].mean()
+        chosen[judged], base[judged] = flat[judged, cell], missing[fitted].mean()
         auc = cluster_auc(flat[judged][:, [cell]], missing[judged], prompts[judged], draws, seed)
         step, layer = divmod(cell, len(layers))
         choices.append({
@@ -132,7 +133,8 @@ def foretold(
             "within": auc.within.estimate[0], "images": int(judged.sum()), "missing": int(missing[judged].sum()),
             "prompts": len(set(prompts[judged])),
         })  # fmt: skip
-    images = pd.DataFrame({"prompt": prompts, "missing": missing, "part": part, "predicted": predicted, "base": base})
+    columns = {"prompt": prompts, "missing": missing, "part": part, "measure": chosen}
+    images = pd.DataFrame(columns | {"predicted": predicted, "base": base})
     error, flat_error = (predicted - missing) ** 2, (base - missing) ** 2
     brier, gain = (cluster_means(e[:, None], prompts, draws, seed).one() for e in (error, flat_error - error))
     return Prediction(pd.DataFrame(choices), images, brier, gain)
@@ -143,6 +145,26 @@ def _auc(flat: Float[np.ndarray, "image cell"], missing: Bool[np.ndarray, " imag
     if not pairs:
         raise ValueError(f"images must be of both kinds in every part, got {int(missing.sum())} of {len(missing)}")
     return pair_wins(flat, missing, np.zeros(len(missing), int), 1)[:, 0, 0] / pairs
+
+
+def roc(images: pd.DataFrame) -> pd.DataFrame:
+    """Return the ROC curve of each part: what would be foretold at every threshold of the measure.
+
+    Args:
+        images: of a `Prediction`.
+
+    Returns:
+        Columns part, false_alarms (share of the images that show all), hits (share of those that miss a target), from
+        (0, 0) to (1, 1); images of one value come together. NaN where a part has images of one kind only.
+    """
+    curves = []
+    for part, rows in images.groupby("part"):
+        counts = rows.groupby("measure")["missing"].agg(["sum", "size"]).sort_index(ascending=False)
+        hits = np.concatenate([[0], counts["sum"].to_numpy(float).cumsum()])
+        alarms = np.concatenate([[0], (counts["size"] - counts["sum"]).to_numpy(float).cumsum()])
+        ends = [one[-1] or np.nan for one in (alarms, hits)]
+        curves.append(pd.DataFrame({"part": part, "false_alarms": alarms / ends[0], "hits": hits / ends[1]}))
+    return pd.concat(curves, ignore_index=True)
 
 
 def reliability(images: pd.DataFrame, bins: int = 5, draws: int = DRAWS, seed: int = SEED) -> pd.DataFrame:

@@ -108,6 +108,34 @@ def cluster_difference(
     return _estimates(inside - outside, drawn_inside - drawn_outside, counted + others, values.shape[1:])
 
 
+def mean_p_values(values: Values, prompts: np.ndarray) -> Float[np.ndarray, "*cell"]:
+    """Return the two-sided p-value of every cell's mean being 0: of a t test with the error over prompts.
+
+    Raises:
+        ValueError: there is no image.
+    """
+    clusters = Clusters(prompts, draws=1)
+    flat = values.reshape(len(values), -1)
+    counts = clusters.sums((~np.isnan(flat)).astype(np.float64))
+    return ratio_p_values(clusters.sums(np.nan_to_num(flat)), counts, 0.0).reshape(values.shape[1:])
+
+
+def ratio_p_values(
+    sums: Float[np.ndarray, "prompt cell"], counts: Float[np.ndarray, "prompt cell"], null: float
+) -> Float[np.ndarray, " cell"]:
+    """Return the two-sided p-value of the ratio of two sums over prompts being `null`; 1 where nothing is to be told.
+
+    Source: the linearised error of a ratio estimator, Cochran, Sampling Techniques (1977), 6.4.
+    """
+    prompts, total = (counts > 0).sum(0), counts.sum(0)
+    ratio = _ratio(sums.sum(0), total)
+    pull = np.where(counts > 0, sums - np.nan_to_num(ratio) * counts, 0)
+    error = np.sqrt((pull**2).sum(0) * prompts / np.maximum(prompts - 1, 1)) / np.maximum(total, 1)
+    there = (prompts > 1) & (error > 0)
+    statistic = (np.nan_to_num(ratio) - null) / np.where(there, error, 1)
+    return np.where(there, 2 * stats.t.sf(abs(statistic), np.maximum(prompts - 1, 1)), 1.0)
+
+
 def _means(flat: Float[np.ndarray, "image cell"], clusters: Clusters) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the mean, that of every draw, and how many images of each prompt count."""
     counts = clusters.sums((~np.isnan(flat)).astype(np.float64))
@@ -146,11 +174,13 @@ class Auc:
         all: with its interval; NaN where no image misses a target, or all do.
         within: likewise, of prompts that have images of both kinds.
         p: two-sided, of AUC = 0.5 over all pairs; 1 where there is no error to measure it by.
+        p_within: likewise, over pairs of images of one prompt.
     """
 
     all: Estimates
     within: Estimates
     p: Float[np.ndarray, "*cell"]
+    p_within: Float[np.ndarray, "*cell"]
 
 
 def cluster_auc(
@@ -188,7 +218,8 @@ def cluster_auc(
     inside = _ratio(own.sum(0), np.array(mixed.sum()))
     drawn = _ratio(clusters.drawn(own), (clusters.counts @ mixed)[:, None])
     within = _estimates(inside, drawn, counted * (mixed > 0)[:, None], scores.shape[1:])
-    return Auc(overall, within, _p_values(auc, wins, missed, shown).reshape(scores.shape[1:]))
+    p = _p_values(auc, wins, missed, shown), ratio_p_values(own, np.repeat(mixed[:, None], own.shape[1], 1), 0.5)
+    return Auc(overall, within, *(one.reshape(scores.shape[1:]) for one in p))
 
 
 def pair_wins(

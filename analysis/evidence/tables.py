@@ -4,9 +4,10 @@
     dominance_table(shares)              # a row per image, step and layer
 
 Conventions:
-    The model's own maps (phase "original") of the conditional half's sampling passes; of a step with several passes the
-    first. m of a word is the 0.9-quantile of its map, as in the view ``dominance``; its share is m over the sum of m of
-    all the targets' words. A target of several words counts with each of them, as in that view.
+    Maps of the conditional half's sampling passes; of a step with several passes the first. They are the model's own
+    (phase "original"), or those that it was made to use: edited where a method edits. m of a word is the 0.9-quantile
+    of its map, as in the view ``dominance``; its share is m over the sum of m of all the targets' words. A target of
+    several words counts with each of them, as in that view.
     Only images of which the detection protocol has verdicts on all targets count.
     SQL selects and orders; numpy adds, so that the same trace gives the same bits with any number of threads.
 """
@@ -49,15 +50,18 @@ SELECT run_id, sample, any_value(method) AS method, any_value(prompt) AS prompt,
 FROM ({TARGET_WORDS}) JOIN samples USING (run_id, sample) JOIN runs r USING (run_id)
 GROUP BY run_id, sample ORDER BY method, prompt, seed, run_id, sample"""
 
-# A row per image, step, layer, head and target's word: m of this head.
+# A row per image, step, layer, head and target's word: m and the mean of this head's map.
 HEADS = f"""
 WITH chosen AS (SELECT DISTINCT run_id, sample, word_idx FROM ({TARGET_WORDS})),
 first_calls AS (
     SELECT run_id, sample, step, min(call) AS call FROM calls WHERE kind = 'sample' GROUP BY run_id, sample, step
 )
-SELECT s.run_id, s.sample, c.step, s.layer, s.head, s.word_idx, s.p90 AS m
+SELECT s.run_id, s.sample, c.step, s.layer, s.head, s.word_idx, s.p90 AS m, s.mean AS mean
 FROM head_stats s JOIN chosen USING (run_id, sample, word_idx) JOIN first_calls c USING (run_id, sample, call)
-WHERE s.branch = 'cond' AND s.phase = 'original' AND s.word_idx IS NOT NULL"""
+WHERE s.branch = 'cond' AND s.word_idx IS NOT NULL"""
+OWN = f"{HEADS} AND s.phase = 'original'"
+USED = f"""{HEADS}
+QUALIFY s.phase = max(s.phase) OVER (PARTITION BY s.run_id, s.sample, s.call, s.layer, s.head, s.word_idx)"""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class TargetShares:
         steps: sampling steps.
         layers: paths, in order of execution.
         m: of each head and word; NaN where an image has fewer words, or a layer fewer heads, than others.
+        mean: of the same maps over their pixels.
     """
 
     images: pd.DataFrame
@@ -78,6 +83,7 @@ class TargetShares:
     steps: tuple[int, ...]
     layers: tuple[str, ...]
     m: Grid
+    mean: Grid
 
     @property
     def lacking(self) -> Bool[np.ndarray, "image word"]:
@@ -109,13 +115,21 @@ class TargetShares:
         place = np.cumsum(chosen) - 1
         words = self.words[chosen[self.words["image"]]]
         words = words.assign(image=place[words["image"]]).reset_index(drop=True)
-        return TargetShares(self.images[chosen].reset_index(drop=True), words, self.steps, self.layers, self.m[chosen])
+        images = self.images[chosen].reset_index(drop=True)
+        return TargetShares(images, words, self.steps, self.layers, self.m[chosen], self.mean[chosen])
 
     def by_layer(self) -> Float[np.ndarray, "image step layer word"]:
         """Return each word's share in a layer, of the means over its heads."""
-        heads = (~np.isnan(self.m)).sum(3)
-        mean = np.where(heads > 0, np.nansum(self.m, 3) / np.maximum(heads, 1), np.nan)
+        mean = self.quantile()
         return mean / np.nansum(mean, -1, keepdims=True)
+
+    def quantile(self) -> Float[np.ndarray, "image step layer word"]:
+        """Return m of each word in a layer, the mean over its heads; NaN where an image has fewer words."""
+        return _over_heads(self.m)
+
+    def mass(self) -> Float[np.ndarray, "image step layer"]:
+        """Return which part of a layer's attention all the targets' words get together."""
+        return np.nansum(_over_heads(self.mean), -1)
 
     def by_head(self) -> Float[np.ndarray, "image step layer head word"]:
         """Return each word's share in a head; NaN where a layer has fewer heads."""
@@ -123,13 +137,21 @@ class TargetShares:
         return self.m / np.where(total > 0, total, np.nan)
 
 
-def target_shares(store: Store, protocol: str, runs: Sequence[int] | None = None) -> TargetShares:
+def _over_heads(grid: Grid) -> Float[np.ndarray, "image step layer word"]:
+    heads = (~np.isnan(grid)).sum(3)
+    return np.where(heads > 0, np.nansum(grid, 3) / np.maximum(heads, 1), np.nan)
+
+
+def target_shares(
+    store: Store, protocol: str, runs: Sequence[int] | None = None, *, used: bool = False
+) -> TargetShares:
     """Return what the heads gave to the targets of all images that have detections.
 
     Args:
         store: an open trace with statistics.
         protocol: name of the reading of detections, as in the view ``verdicts``.
         runs: numbers of runs; None for all.
+        used: of the maps that the network was made to use, not of those that it computed itself.
 
     Raises:
         LookupError: no traced image has such detections.
@@ -150,7 +172,7 @@ def target_shares(store: Store, protocol: str, runs: Sequence[int] | None = None
     words["slot"] = words.groupby("image").cumcount()
     words = words.drop(columns=["run_id", "sample"])
     paths = store.sql("SELECT run_id, layer, path FROM layers")  # not in each of a million rows
-    return _filled(images, words, _placed(store.sql(HEADS, asked), images), paths)
+    return _filled(images, words, _placed(store.sql(USED if used else OWN, asked), images), paths)
 
 
 def _placed(rows: pd.DataFrame, images: pd.DataFrame) -> pd.DataFrame:
@@ -185,8 +207,9 @@ def _filled(images: pd.DataFrame, words: pd.DataFrame, rows: pd.DataFrame, paths
     slot = slots[rows["image"], rows["word_idx"]]
     heads = rows["head"].to_numpy(np.int64)
     shape = (len(images), len(steps), len(layers), int(heads.max()) + 1, int(words["slot"].max()) + 1)
-    m = np.full(shape, np.nan)
-    m[rows["image"].to_numpy(), np.searchsorted(steps, rows["step"]), layer, heads, slot] = rows["m"]
+    m, mean = np.full(shape, np.nan), np.full(shape, np.nan)
+    places = rows["image"].to_numpy(), np.searchsorted(steps, rows["step"]), layer, heads, slot
+    m[places], mean[places] = rows["m"], rows["mean"]
     in_layer = np.zeros((len(layers), shape[3]), bool)
     in_layer[layer, heads] = True
     in_image = np.zeros((len(images), shape[4]), bool)
@@ -199,7 +222,7 @@ def _filled(images: pd.DataFrame, words: pd.DataFrame, rows: pd.DataFrame, paths
             f"images must all have the same steps, layers and heads, got fewer in {absent.sum()} of {len(images)} "
             f"images, such as {first}: choose runs that kept the same"
         )
-    return TargetShares(images, words, tuple(int(step) for step in steps), layers, m)
+    return TargetShares(images, words, tuple(int(step) for step in steps), layers, m, mean)
 
 
 def top_share(shares: Float[np.ndarray, "*cell word"]) -> Float[np.ndarray, "*cell"]:
@@ -225,24 +248,6 @@ def lacking_share(shares: Float[np.ndarray, "image *cell word"], lacking: Bool[n
     return np.where(counts > 0, np.where(chosen, shares, 0).sum(-1) / np.maximum(counts, 1), np.nan)
 
 
-def lacking_is_smaller(
-    shares: Float[np.ndarray, "image *cell word"], lacking: Bool[np.ndarray, "image word"]
-) -> PerImage:
-    """Return in which part of an image's pairs (missing, found) of words the missing one has the smaller share.
-
-    A tie counts half; NaN for images that miss none, or all. By chance it is 0.5 on average.
-    """
-    theirs = _mixed(shares, lacking)
-    others = ~theirs & ~np.isnan(shares)
-    wins, pairs = np.zeros(shares.shape[:-1]), np.zeros(shares.shape[:-1])
-    for one in range(shares.shape[-1]):
-        for other in range(shares.shape[-1]):
-            valid = theirs[..., one] & others[..., other]
-            less = (shares[..., one] < shares[..., other]) + 0.5 * (shares[..., one] == shares[..., other])
-            wins, pairs = wins + np.where(valid, less, 0), pairs + valid
-    return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan)
-
-
 def _mixed(shares: Float[np.ndarray, "image *cell word"], lacking: Bool[np.ndarray, "image word"]) -> np.ndarray:
     """Return which words are missing, in the cells of images that miss some of theirs and not all."""
     chosen = lacking.reshape(len(lacking), *[1] * (shares.ndim - 2), -1) & ~np.isnan(shares)
@@ -254,8 +259,7 @@ def dominance_table(shares: TargetShares) -> pd.DataFrame:
 
     Returns:
         Columns run_id, sample, method, prompt, seed, found, step, layer, share (of the most dominant word), ratio
-        (largest over smallest), missing_share (mean share of the missing words where some are found; else NaN),
-        missing_smaller (part of the pairs in which the missing word has the smaller share; likewise).
+        (largest over smallest), missing_share (mean share of the missing words where some are found; else NaN).
     """
     layer = shares.by_layer()
     count = len(shares.steps) * len(shares.layers)
@@ -267,5 +271,4 @@ def dominance_table(shares: TargetShares) -> pd.DataFrame:
         share=top_share(layer).ravel(),
         ratio=share_ratio(layer).ravel(),
         missing_share=lacking_share(layer, shares.lacking).ravel(),
-        missing_smaller=lacking_is_smaller(layer, shares.lacking).ravel(),
     )

@@ -12,7 +12,7 @@ from analysis.experiments.paper import beta, guidance_sweep, until
 from regulate import FIXED, AttentionRegulation, Method
 from regulate.attend_and_excite import FIXED as ATTEND
 from regulate.composable import Composable
-from regulate.controls import Boost
+from regulate.controls import Balance, Boost
 from regulate.dense_diffusion import DenseDiffusion
 from regulate.syngen import FIXED as SYNGEN
 from tracer.capture import Capture
@@ -41,7 +41,11 @@ LAYERS: dict[str, Method] = {
     "last up": replace(REGULATION, layers="up_blocks.1.*"),
     "all": replace(REGULATION, layers="*"),
 }
-DOSES: dict[str, Method] = {f"boost {amount}": Boost(amount) for amount in (0.25, 0.5, 1.0, 2.0, 4.0)}
+DOSES: dict[str, Method] = {
+    **{f"balance {strength}": Balance(strength) for strength in (-1.0, -0.5, 0.5, 1.0)},  # moves dominance alone
+    **{f"boost {amount}": Boost(amount, "*", None, 1.0) for amount in (0.5, 1.0, 2.0)},  # moves all targets alike
+    **{f"regulation {size}": replace(TUNED["regulation"], step_size=size) for size in (6.25, 12.5, 25.0, 50.0, 100.0)},
+}
 TRACED = {name: TUNED[name] for name in ("syngen", "attend-and-excite", "regulation")}  # composable cannot be
 
 
@@ -119,11 +123,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
                 "templates", TRACED, traced={name: LOOKED_AT for name in ("plain", *TRACED)},
             ),
         ),
-        ("dominance", "companions", "prediction", "heads", "changes", "pointing", "pointing-truth", "method-table"),
+        (
+            "dominance", "companions", "same-word", "prediction", "heads", "changes", "pointing", "pointing-truth",
+            "method-table",
+        ),
     ),
     Experiment(
         "emoji-dose",
-        "Do dominance and detection follow the strength of an edit?",
+        "Does dominance cause what is missing? Made smaller and larger, from the same noise",
         (
             _templates(
                 "templates", DOSES, spread=66, traced={name: LOOKED_AT for name in ("plain", *DOSES)},

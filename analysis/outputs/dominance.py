@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 
 from analysis.evidence import figures
 from analysis.evidence.companions import companion_numbers, companion_panels
+from analysis.evidence.dose import dose_frame, dose_means, dose_response, dose_trend
 from analysis.evidence.ground_truth import scene_pointing, scenes_of
 from analysis.evidence.pointing import pointing_means, pointing_table
-from analysis.evidence.prediction import foretold, reliability
+from analysis.evidence.prediction import foretold, reliability, roc
 from analysis.evidence.questions import (
     auc_by_head,
+    auc_by_head_and_step,
     auc_by_step,
     dominance_by_outcome,
-    dose_frame,
-    dose_means,
-    dose_trend,
     method_changes,
 )
+from analysis.evidence.same_word import same_word, same_word_panels
 from analysis.evidence.tables import TargetShares, share_ratio, target_shares
 from analysis.outputs.made import Made, MadeFigure, figure_of
 from analysis.plan import PLAIN
@@ -39,7 +39,7 @@ def over_steps(results: RunResults) -> Iterator[Made]:
         yield _figure(
             results, part, "dominance", "Does dominance go with missing objects?",
             "The share of the most dominant target in each layer, step by step, in plain images that miss a target and "
-            "in those that show all, with 95 % intervals over prompts.",
+            "in those that show all, with 95 % intervals over prompts, for these seeds.",
             partial(figures.dominance_over_steps, table), {"": table},
         )  # fmt: skip
 
@@ -51,9 +51,23 @@ def companions(results: RunResults) -> Iterator[Made]:
         yield _figure(
             results, part, "companions", "What else differs where an object is missing?",
             "Plain images that miss a target and those that show all, step by step, means over heads and layers: the "
-            "largest share over the smallest (geometric mean), how even the shares are (1: equal), and the "
-            "0.9-quantile of a target's map, of missing and of found targets. 95 % intervals over prompts.",
+            "largest share over the smallest (geometric mean), how even the shares are (1: equal), what part of the "
+            "attention all targets get together, and the 0.9-quantile of a target's map, of missing and of found "
+            "targets, which are different words. 95 % intervals over prompts, for these seeds.",
             partial(companion_panels, table), {"": table},
+        )  # fmt: skip
+
+
+def same_words(results: RunResults) -> Iterator[Made]:
+    """Yield whether a word gets less attention where its object is missing than the same word where it is found."""
+    for part in _traced(results):
+        table = same_word(_plain(part))
+        yield _figure(
+            results, part, "same-word", "Does a word get less attention where its object is missing?",
+            "A missing target against itself, in the plain images of the same prompt and other seeds in which it is "
+            "found: how much less of the targets' attention it gets, and how much lower the 0.9-quantile of its map "
+            "is. A star marks p below 0.05 after Holm's correction over steps and layers; t tests over prompts.",
+            partial(same_word_panels, table), {"": table},
         )  # fmt: skip
 
 
@@ -68,24 +82,29 @@ def prediction(results: RunResults) -> Iterator[Made]:
             results, part, "prediction", "Does dominance foretell a missing object?",
             "Left: the area under the ROC curve of the dominant target's share, by step and layer; squares mark where "
             "the logarithm of the largest share over the smallest told most, on the other prompts than part 1 or 2. "
-            "Middle: how often "
-            "the missing target is the one with the smaller share. Right: what a logistic curve foretells of prompts "
-            f"that it was not fitted to, against what happened; its squared error is {found.gain.estimate:.3f} "
-            f"[{found.gain.low:.3f}, {found.gain.high:.3f}] below that of foretelling the mean.",
+            "Middle: the ROC curves of these two choices, on the prompts that did not choose. Right: what a logistic "
+            "curve foretells of prompts that it was not fitted to, against what happened; its squared error is "
+            f"{found.gain.estimate:.3f} [{found.gain.low:.3f}, {found.gain.high:.3f}] below that of foretelling the "
+            "mean.",
             partial(figures.prediction_panels, table, found, bins),
-            {"by-step": table, "parts": found.choices, "foretold": found.images, "bins": bins},
+            {
+                "by-step": table, "parts": found.choices, "foretold": found.images, "roc": roc(found.images),
+                "bins": bins,
+            },
         )  # fmt: skip
 
 
 def heads(results: RunResults) -> Iterator[Made]:
     """Yield which heads and layers carry it."""
     for part in _traced(results):
-        table = auc_by_head(_plain(part))
+        shares = _plain(part)
+        table, by_step = auc_by_head(shares), auc_by_head_and_step(shares)
         yield _figure(
             results, part, "heads", "Which heads and layers carry it?",
-            "The area under the ROC curve of a head's dominant share, averaged over the steps; 0.5 is chance. Two "
-            "stars: p below 0.05 after Holm, one: after Benjamini and Hochberg.",
-            partial(figures.head_matrix, table), {"": table},
+            "The area under the ROC curve of a head's dominant share, averaged over the steps; 0.5 is chance. Left "
+            "of all pairs of images, in which heads may tell kinds of prompts apart; right of images of one prompt. "
+            "Two stars: p below 0.05 after Holm, one: after Benjamini and Hochberg.",
+            partial(figures.head_matrix, table), {"": table, "by-step": by_step},
         )  # fmt: skip
 
 
@@ -132,19 +151,29 @@ def pointing_truth(results: RunResults) -> Iterator[Made]:
 
 
 def dose(results: RunResults) -> Iterator[Made]:
-    """Yield dominance and detection over the strength of an edit: methods whose names end in a number."""
+    """Yield dominance and detection over the strength of each edit: methods whose names end in a number."""
     for part in _traced(results):
-        strengths = {PLAIN: 0.0} | {name: float(name.split()[-1]) for name in part.methods if name != PLAIN}
-        shares = _shares(part)
-        step = shares.steps[len(shares.steps) // 2]
-        doses = dose_frame(shares, strengths, step)
-        means, trend = dose_means(doses), dose_trend(doses)
-        yield _figure(
-            results, part, "dose", "Do dominance and detection follow the strength of the edit?",
-            f"The same prompts and seeds at every strength; 0 is the plain model. Dominance is taken at step {step}, "
-            "as the mean over layers. 95 % intervals over prompts.",
-            partial(figures.dose_response, means, trend), {"": means, "trend": trend},
-        )  # fmt: skip
+        for edit, strengths in _edits(part).items():
+            doses = dose_frame(_shares(part), _shares(part, used=True), strengths)
+            means, trend = dose_means(doses), dose_trend(doses)
+            yield _figure(
+                results, part, f"dose-{edit}", f"Do dominance and detection follow the strength of an edit? {edit}",
+                f"The same prompts and seeds at every strength of {edit}; 0 is the plain model. Left the share of the "
+                "most dominant target, in the maps that the network was made to use and in those that it computed "
+                "itself; in the middle the part of the attention that all targets get. Means over layers and steps; "
+                "rho is the mean of the prompts' rank correlations. 95 % intervals over prompts, for these seeds.",
+                partial(dose_response, means, trend), {"": means, "trend": trend},
+            )  # fmt: skip
+
+
+def _edits(part: PartResults) -> Mapping[str, Mapping[str, float]]:
+    """Return each edit's strengths by method, plain among them; a method's name is the edit's and its strength."""
+    edits: dict[str, dict[str, float]] = {}
+    for name in part.planned.part.traced:
+        edit, _, strength = name.rpartition(" ")
+        if name != PLAIN:
+            edits.setdefault(edit, {PLAIN: 0.0})[name] = float(strength)
+    return edits
 
 
 def _traced(results: RunResults) -> Iterator[PartResults]:
@@ -154,9 +183,9 @@ def _traced(results: RunResults) -> Iterator[PartResults]:
 
 
 @lru_cache(2)
-def _shares(part: PartResults) -> TargetShares:
+def _shares(part: PartResults, used: bool = False) -> TargetShares:
     with Store.open(part.store) as store:
-        return target_shares(store, part.protocol("detection_rate"))
+        return target_shares(store, part.protocol("detection_rate"), used=used)
 
 
 def _plain(part: PartResults) -> TargetShares:

@@ -44,6 +44,7 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
     "heads": dominance.heads,
     "changes": dominance.changes,
     "companions": dominance.companions,
+    "same-word": dominance.same_words,
     "pointing": dominance.pointing,
     "pointing-truth": dominance.pointing_truth,
     "dose": dominance.dose,
