@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from analysis.evidence.figures import layers_of, matrix, short_layer, step_ticks
 from analysis.evidence.questions import ALL_LAYERS, by_cell
-from analysis.evidence.statistics import DRAWS, SEED, cluster_means, mean_p_values
+from analysis.evidence.statistics import DRAWS, SEED, cluster_means, mean_p_values, noun_errors
 from analysis.evidence.tables import TargetShares
 from analysis.figures.style import WIDTH, CellFigure, styled
 from analysis.significance import holm
@@ -39,7 +39,8 @@ def same_word(shares: TargetShares, draws: int = DRAWS, seed: int = SEED) -> pd.
         A row per measure, step and layer (and `ALL_LAYERS`, the mean over them): "share", the difference of the word's
         share among the targets; "quantile", the difference of the logarithm of its quantile (of a map of nothing: of
         the smallest number that is not); value, value_low, value_high; p and p_holm (over steps and layers; NaN for
-        `ALL_LAYERS`); images that miss a word which another image of the prompt shows, prompts.
+        `ALL_LAYERS`); noun_error, the standard error of the value over other nouns, which the interval and p do not
+        know; images that miss a word which another image of the prompt shows, prompts.
 
     Raises:
         ValueError: there is no image.
@@ -54,6 +55,7 @@ def same_word(shares: TargetShares, draws: int = DRAWS, seed: int = SEED) -> pd.
             shares, cluster_means(change, shares.prompts, draws, seed), "value", (*shares.layers, ALL_LAYERS)
         )
         table = table.assign(p=mean_p_values(change, shares.prompts).ravel(), measure=measure)
+        table["noun_error"] = noun_errors(change, _nouns(shares)).ravel()
         single = table["layer"] != ALL_LAYERS
         table.loc[single, "p_holm"] = list(holm({str(row): p for row, p in table.loc[single, "p"].items()}).values())
         tables.append(table)
@@ -74,6 +76,13 @@ def _against_itself(words: Words, shares: TargetShares) -> Float[np.ndarray, "im
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)  # of images that miss no word
         return np.nanmean(change, -1)
+
+
+def _nouns(shares: TargetShares) -> Bool[np.ndarray, "image noun"]:
+    names, codes = np.unique(shares.words["target"].to_numpy(str), return_inverse=True)
+    nouns = np.zeros((len(shares.images), len(names)), bool)
+    nouns[shares.words["image"], codes] = True
+    return nouns
 
 
 def _there(shares: TargetShares) -> Bool[np.ndarray, "image word"]:

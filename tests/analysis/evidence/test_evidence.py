@@ -9,7 +9,7 @@ import statsmodels.api as sm
 from scipy import stats
 
 from analysis.evidence import companions, dose, figures, pointing, prediction, questions, same_word, tables
-from analysis.evidence.statistics import cluster_auc, cluster_difference, cluster_means, mean_p_values
+from analysis.evidence.statistics import cluster_auc, cluster_difference, cluster_means, mean_p_values, noun_errors
 from analysis.stats import bootstrap_rate
 from tracer.scores import ScoreRow, add_scores
 
@@ -214,6 +214,19 @@ def test_p_values_of_prompts_that_are_all_noise_are_below_005_about_as_often_as_
     assert (hits / 300 <= 0.095).all()
 
 
+def test_the_error_over_nouns_is_that_of_nouns_drawn_anew():
+    """Each prompt has two of twelve nouns, each of which moves all of its prompts."""
+    rng = np.random.default_rng(6)
+    pairs = np.array(list(combinations(range(12), 2)))
+    nouns = np.zeros((len(pairs), 12), bool)
+    nouns[np.arange(len(pairs))[:, None], pairs] = True
+    for effect, largest in ((1.0, 1.12), (0.0, 1.5)):
+        values = [effect * rng.standard_normal(12)[pairs].sum(1) + rng.standard_normal(len(pairs)) for _ in range(600)]
+        truth = np.std([one.mean() for one in values])
+        errors = noun_errors(np.array(values).T, nouns)
+        assert 0.9 * truth < np.sqrt((errors**2).mean()) < largest * truth
+
+
 def test_within_prompts_a_score_that_only_tells_prompts_apart_tells_nothing():
     rng = np.random.default_rng(8)
     names = np.repeat(np.arange(60), 4).astype(str).astype(object)
@@ -327,6 +340,7 @@ def made_up(values, found, prompts):
     images = pd.DataFrame({"prompt": prompts, "found": found.all(1)})
     places = [(image, slot) for image in range(len(values)) for slot in range(values.shape[1])]
     words = pd.DataFrame(places, columns=["image", "slot"]).assign(found=found.ravel())
+    words["target"] = [f"{prompts[image]}-{slot}" for image, slot in places]
     grid = values[:, None, None, None]
     return tables.TargetShares(images, words, (0,), ("a",), grid, grid)
 
