@@ -78,17 +78,16 @@ def _columns(subjects: tuple[Subject, ...], tokens: int) -> Float[Tensor, "image
 class Balance(Method):
     """What a layer gives the targets is made more alike, or less, by a constant on each target's scores.
 
-    Dominance is that of `regulate.dominance`. With m of a target, the mean over heads of its map's 0.9-quantile, the
-    constants bring each log m to ``mean + (1 - strength) * (log m - mean)``, the mean being that over the image's
-    targets, at every step and layer anew: the logarithm of the layer's dominance ratio is multiplied by
-    ``1 - strength``, and the targets' geometric mean stays what it is.
+    Dominance is that of `regulate.dominance`: a target's share of the sum of m over all targets, m being the mean over
+    heads of its map's 0.9-quantile. At every step and layer anew the constants bring the shares to those whose
+    logarithms differ ``1 - strength`` times as much, and leave the sum what it is.
 
     Attributes:
         strength: 0 changes nothing, 1 makes targets equal, below 0 the dominant one is given still more.
         layers: as `AttentionRegulation` has them.
         until: share of the steps that are edited.
         rounds: of the search for the constants, each of which adds what log m still lacks. If targets had hardly any
-            attention, one would do.
+            attention, one would do; with six a strength of 1 leaves shares of 0.505 and 0.495 in the emoji world.
     """
 
     name: ClassVar[str] = "balance"
@@ -129,8 +128,8 @@ def _balanced(
     real, parts = members.real[..., 0], reduced(scores, members)
     bias = torch.zeros_like(parts.odds)
     logs = log_quantiles(parts.probs()[:-1], real).masked_fill(~real, 0)
-    mean = logs.sum(1, keepdim=True) / members.count[:, None]
-    wanted = mean + (1 - strength) * (logs - mean)
+    shares = ((1 - strength) * logs).masked_fill(~real, -torch.inf).log_softmax(1)
+    wanted = shares + logs.masked_fill(~real, -torch.inf).logsumexp(1, keepdim=True)
     for _ in range(rounds):
         lacks = (wanted - logs).masked_fill(~real, 0)
         bias = bias + lacks.T.repeat_interleave(scores.shape[1], 1)[..., None]

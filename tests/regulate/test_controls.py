@@ -110,7 +110,7 @@ def test_a_balance_moves_the_logarithm_of_dominance_by_its_strength_and_nothing_
                 torch.stack([quantiles(probs, word) for word in columns])
                 for probs in (scores.softmax(-1), edited.probs[image])
             )
-            wanted = before.mean() + (1 - strength) * (before - before.mean())
+            wanted = ((1 - strength) * before).log_softmax(0) + before.logsumexp(0)  # their sum stays
             torch.testing.assert_close(after, wanted, atol=2e-3, rtol=1e-3)
             added = edited.probs[image].log() - scores  # but for the softmax's sum, a constant of each target
             added = added - added[..., :1]
