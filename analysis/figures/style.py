@@ -44,6 +44,7 @@ STYLE = {
     "text.parse_math": False,
     "pdf.fonttype": 42,  # text stays text
 }
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"  # stands for a hyphen at which no line may end
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h")
 _DASHES = ((0, ()), (0, (4.0, 1.5)), (0, (1.0, 1.0)), (0, (6.0, 1.5, 1.0, 1.5)), (0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)))
@@ -147,8 +148,13 @@ def page_of(axes: Axes) -> Figure:
 
 
 def wrapped(text: str, width: float, size: float = 7.0) -> str:
-    """Return the text in lines that fit into `width` inches in type of `size` points."""
-    return fill(text, max(1, int(72 * width / (0.56 * size))))
+    """Return the text in lines that fit into `width` inches in type of `size` points.
+
+    A word that fits into a line stays whole, "emoji-owlv2" too; a longer one is broken, at a hyphen if it has one.
+    """
+    most = max(1, int(72 * width / (0.56 * size)))
+    words = [word.replace("-", _HYPHEN) if len(word) <= most else word for word in text.split(" ")]
+    return fill(" ".join(words), most).replace(_HYPHEN, "-")
 
 
 def signed(value: float, digits: int) -> str:

@@ -18,7 +18,7 @@ from analysis.figures.results import (
     sweep,
     threshold_curves,
 )
-from analysis.figures.style import INK, NARROW, WIDTH, looks
+from analysis.figures.style import INK, NARROW, WIDTH, looks, wrapped
 
 MINUS = "\N{MINUS SIGN}"
 NAMES = [
@@ -319,3 +319,15 @@ def test_a_dollar_in_a_name_is_a_dollar():
     (label,) = figure.axes[0].get_yticklabels()
     assert label.get_text() == "a $5$ bill"
     assert not label.get_parse_math()
+def test_a_word_that_fits_into_a_line_is_not_broken_at_its_hyphen():
+    text = "Emoji world, 40 prompts x 8 seeds, emoji-owlv2#12ab34cd@0.26,argmax."
+    for width in np.arange(2.0, WIDTH, 0.05):
+        assert wrapped(text, width).replace("\n", " ") == text, width
+        assert max(map(len, wrapped(text, width).split("\n"))) <= 72 * width / (0.56 * 7)
+
+
+def test_a_word_longer_than_a_line_is_broken_at_its_hyphen():
+    assert wrapped("attend-and-excite-fixed", 0.9, 7.5) == "attend-and-\nexcite-fixed"
+    assert wrapped("a" * 20, 0.9, 7.5) == "a" * 15 + "\n" + "a" * 5
+
+
