@@ -151,7 +151,7 @@ def seed_strips(
     """Return each seed's mean over the prompts, by method: a dot a seed.
 
     The band is where 95 % of the dots would lie if no seed were better than another, from how much images of one prompt
-    differ.
+    differ. It lies around the dots' own mean, which makes it narrower: of S seeds by sqrt(1 - 1 / S).
 
     Raises:
         ValueError: prompts do not all have the same two or more seeds, or the metric is under several protocols.
@@ -163,7 +163,8 @@ def seed_strips(
     numbers: dict[str, list[str]] = {"mean": [], "seeds from, to": []}
     for row, matrix in enumerate(part.by_method.values()):
         means, mean = matrix.mean(0) * measure.scale, matrix.mean() * measure.scale
-        reach = 1.96 * measure.scale * np.sqrt(matrix.var(1, ddof=1).mean() / len(matrix))
+        own = 1 - 1 / matrix.shape[1]
+        reach = 1.96 * measure.scale * np.sqrt(own * matrix.var(1, ddof=1).mean() / len(matrix))
         axes.plot([mean - reach, mean + reach], [row, row], color=style.HUE, linewidth=7, solid_capstyle="butt")
         axes.plot([mean, mean], [row - 0.35, row + 0.35], color=style.INK, linewidth=1)
         axes.plot(means, np.full(len(means), row), "o", color=style.INK, markersize=3.5, alpha=0.6, markeredgewidth=0)

@@ -251,10 +251,20 @@ def test_a_strip_has_a_dot_per_seed_and_a_band_of_what_chance_alone_would_do():
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["plain", "regulation", "composable"]
     band, _, dots = lines_of(figure)[3:6]
     assert dots == [[100, 1], [50, 1], [100, 1]]
-    reach = 196 * np.sqrt((0 + 1 / 3) / 2 / 2)  # the prompts' variances over seeds are 0 and 1/3; two prompts
+    # the prompts' variances over seeds are 0 and 1/3; two prompts; of three seeds each is a third of the mean
+    reach = 196 * np.sqrt((1 - 1 / 3) * (0 + 1 / 3) / 2 / 2)
     assert np.allclose(band, [[500 / 6 - reach, 1], [500 / 6 + reach, 1]])
     assert texts_of(figure)[:4] == ["50.0", "83.3", "33.3", "mean"]
     assert texts_of(figure)[5] == "50.0, 100.0"
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_95_of_100_dots_lie_in_the_band_if_seeds_are_shuffled_within_each_prompt(seeds):
+    rng = np.random.default_rng(0)
+    matrix = rng.normal(0.5, 0.1, (60, 1)) + rng.normal(0, 0.05, (60, seeds))  # prompts differ, seeds do not
+    band = seed_strips(values_of({"plain": matrix.tolist()}), "detection_rate").axes[0].lines[0].get_xdata()
+    means = np.array([rng.permuted(matrix, axis=1).mean(0) for _ in range(4000)]) * 100
+    assert ((band[0] < means) & (means < band[1])).mean() == pytest.approx(0.95, abs=0.012)
 
 
 def test_strips_need_the_same_seeds_for_all_prompts():
@@ -313,12 +323,6 @@ def test_a_baseline_that_was_swept_too_is_drawn_point_by_point():
     assert plain.get_xydata().tolist() == [[0.1, 20], [1.0, 30]]
 
 
-def test_a_dollar_in_a_name_is_a_dollar():
-    board = board_of(NAMES[:2]).replace("regulation", "a $5$ bill")
-    figure = forest(board, "detection_rate")
-    (label,) = figure.axes[0].get_yticklabels()
-    assert label.get_text() == "a $5$ bill"
-    assert not label.get_parse_math()
 def test_a_word_that_fits_into_a_line_is_not_broken_at_its_hyphen():
     text = "Emoji world, 40 prompts x 8 seeds, emoji-owlv2#12ab34cd@0.26,argmax."
     for width in np.arange(2.0, WIDTH, 0.05):
@@ -331,3 +335,9 @@ def test_a_word_longer_than_a_line_is_broken_at_its_hyphen():
     assert wrapped("a" * 20, 0.9, 7.5) == "a" * 15 + "\n" + "a" * 5
 
 
+def test_a_dollar_in_a_name_is_a_dollar():
+    board = board_of(NAMES[:2]).replace("regulation", "a $5$ bill")
+    figure = forest(board, "detection_rate")
+    (label,) = figure.axes[0].get_yticklabels()
+    assert label.get_text() == "a $5$ bill"
+    assert not label.get_parse_math()
