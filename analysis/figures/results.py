@@ -125,8 +125,8 @@ def threshold_curves(
     Raises:
         ValueError: a score is missing, or methods lack images that others have.
     """
-    wide = scores.pivot_table("score", ["prompt", "seed"], "method", lambda all_targets: all_targets.min(skipna=False))
-    wide = wide[list(scores["method"].unique())]
+    least = scores.groupby(["prompt", "seed", "method"])["score"].min()  # without the missing ones, which are refused
+    wide = pd.DataFrame(least.unstack("method"))[list(scores["method"].unique())]
     if np.isnan(wide.to_numpy()).any() or scores["score"].isna().to_numpy().any():
         raise ValueError("scores must be whole, and of the same prompts and seeds for all methods")
     figure, axes = style.panel(2.6 if width == WIDTH else 2.6 + 0.14 * len(wide.columns), width, caption)
