@@ -8,15 +8,25 @@ EMOJI = "Emoji world: 64-pixel drawings by a small model, not comparable with re
 LEVEL = f"p < {SIGNIFICANT:g}"
 
 
-def caption(columns: Sequence[Column], rows: Sequence[Row], world: str, baseline: str, notes: Sequence[str]) -> str:
+def caption(
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    world: str,
+    baseline: str,
+    notes: Sequence[str],
+    *,
+    against: str = "",
+) -> str:
     """Return the caption of a table of means.
 
     Args:
         columns: of the table.
         rows: of the table, tests included.
         world: "real" or "emoji".
-        baseline: the printed name of the method that others are tested against.
+        baseline: the printed name of the method whose images others share prompts and seeds with, and are held
+            against by LPIPS.
         notes: sentences that belong to this kind of table.
+        against: the printed name of what daggers compare with; "" for the baseline.
     """
     numbers = by_column(columns, rows)
     first = {column: found[0] for column, found in numbers.items() if found and column.metric not in COSTS}
@@ -28,7 +38,7 @@ def caption(columns: Sequence[Column], rows: Sequence[Row], world: str, baseline
         f"{_by_source(sizes, metrics)}." if measured else "",
         f"Brackets: 95 % intervals over {_by_source(over, metrics)}." if first else "",
         _bold(numbers),
-        _daggers(numbers, baseline),
+        _daggers(numbers, against or baseline),
         f"LPIPS is the distance to the image of {baseline}: less means fewer edits, not better."
         if any(metric.startswith("lpips") for metric in metrics)
         else "",
@@ -97,9 +107,9 @@ def _bold(numbers: Mapping[Column, Sequence[Number]]) -> str:
     )
 
 
-def _daggers(numbers: Mapping[Column, Sequence[Number]], baseline: str) -> str:
+def _daggers(numbers: Mapping[Column, Sequence[Number]], against: str) -> str:
     tested = [number for found in numbers.values() for number in found if number.p_holm >= 0]
     if not tested:
         return ""
     family = f"paired test, Holm over the {len(tested)} differences of the table, {LEVEL}"
-    return f"{HIGHER} higher, {LOWER} lower than {baseline} ({family})."
+    return f"{HIGHER} higher, {LOWER} lower than {against} ({family})."

@@ -159,7 +159,8 @@ def comparison_table(
     notes = [f"Difference: {second} minus {first}, paired; -- where prompts, seeds or protocols are not the same."]
     if shared:
         notes = [f"Difference: {second} minus {first}, paired, of the images that both runs have."]
-    return PaperTable(caption(columns, rows, world, first, notes), tuple(columns), tuple(rows), world)
+    said = caption(columns, rows, world, _label(baseline, names), notes, against=first)
+    return PaperTable(said, tuple(columns), tuple(rows), world)
 
 
 def _rows(

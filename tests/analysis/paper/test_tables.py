@@ -362,6 +362,16 @@ def test_runs_of_other_seeds_or_protocols_have_no_difference(runs, data, change)
     assert {row.cells[2] for row in table.rows} == {"--"}
 
 
+def test_the_caption_of_two_runs_says_that_lpips_is_to_the_baseline_and_daggers_are_against_the_first_run(runs):
+    lost = {title: run[(run["method"] != "best") | (run["seed"] > 0)] for title, run in runs.items()}
+    boards = {title: pairwise(run, list(dict.fromkeys(run["method"])), "plain") for title, run in lost.items()}
+    said = comparison_table(boards, "lpips", lost, names={"plain": "Original"}, shared=True).caption
+    assert "LPIPS is the distance to the image of Original:" in said
+    assert "24 to 32 images a method: n, those that it has in common with Original." in said
+    assert "lower than first run (paired test" in said
+    assert "first run:" not in said  # both runs have these sizes
+
+
 def test_two_runs_have_a_difference_in_lpips_too(runs):
     boards = {title: board_of(values) for title, values in runs.items()}
     table = comparison_table(boards, "lpips", runs, {title: ["dense"] for title in boards})
