@@ -63,7 +63,9 @@ def score_command(
     world: Annotated[Of | None, typer.Option(help="Of the images; images of 64 px are taken for emoji.")] = None,
     baseline: Annotated[str | None, typer.Option(help="Method to compare with; by default the first.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Folder of images for FID, KID and CMMD.")] = None,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Compare on what all methods have.")] = False,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Compare each method with the baseline on what both have.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Threads that read files ahead.", min=1)] = 2,
     device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
     download: Annotated[bool, typer.Option("--download", help="Fetch checkpoints that are not here.")] = False,

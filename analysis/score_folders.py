@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from analysis.scoreboard import cells, picture_values, scoreboard
+from analysis.scoreboard import cells, lacking, pairwise, picture_values, scoreboard, unbalanced
 from metrics.judging import tasks_protocol
 from metrics.layouts import SUFFIXES, read_folder
 from metrics.pictures import Layout, Picture, Problem
@@ -45,7 +45,7 @@ class Scores:
     """What was scored.
 
     Attributes:
-        table: from `analysis.scoreboard.scoreboard`; empty where no image could be scored.
+        table: from `analysis.scoreboard`; empty where no image could be scored.
         sets: a row per method and set metric: FID, KID, CMMD.
         problems: files that could not be read or asked about, and other things to know.
         report: what the scoring did.
@@ -84,15 +84,16 @@ def score_folders(
         world: of the images; None to take images of 64 pixels for the emoji world's.
         baseline: name of the method that others are compared with; None for the first folder's.
         reference: folder of images that sets are compared with by FID, KID and CMMD.
-        allow_missing: compare on what all methods have.
+        allow_missing: where images are missing compare each method with the baseline on those that both have.
         workers: threads that read files ahead.
         device: where models run.
         download: fetch checkpoints that are not on this machine.
         console: where progress goes.
 
     Raises:
-        ValueError: a folder is none or cannot be read, a key is unknown, worlds are mixed, or methods lack pictures
-            that others have; in the last case all that can be scored has been, and is kept.
+        ValueError: a folder is none or cannot be read, a key is unknown, or worlds are mixed.
+        Unbalanced: methods lack pictures that others have, with the list of them; all that can be scored has been, and
+            is kept.
         FileNotFoundError: a checkpoint is not on this machine; says what to download.
     """
     console = console or Console()
@@ -113,8 +114,15 @@ def score_folders(
             problems += seen.problems
             sets = set_rows(store, pictures, references, of_sets)
         values = picture_values(store, report.protocols, methods, first)
-    parts = cells(values, methods, first, allow_missing or len(methods) == 1) if len(values) else []
-    return Scores(scoreboard(parts, first), sets, (*problems, *report.problems), report)
+    table = _board(values, methods, first, allow_missing) if len(values) else pd.DataFrame()
+    return Scores(table, sets, (*problems, *report.problems), report)
+
+
+def _board(values: pd.DataFrame, methods: Sequence[str], baseline: str, allow_missing: bool) -> pd.DataFrame:
+    absent = lacking(values, methods, baseline)
+    if absent and not allow_missing:
+        raise unbalanced(absent)
+    return pairwise(values, methods, baseline) if absent else scoreboard(cells(values, methods, baseline), baseline)
 
 
 def chosen_protocols(keys: Sequence[str], world: World, sets: bool = False) -> list[Protocol]:

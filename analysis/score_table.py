@@ -40,20 +40,20 @@ def metric_table(part: pd.DataFrame) -> Table:
     first = part.iloc[0]
     table = Table(title=TITLES.get(first["metric"], first["metric"]), title_justify="left", box=SIMPLE_HEAD, padding=0)
     table.caption_justify = "left"
-    table.caption = (
-        f"protocol {first['protocol']}\n{first['images']} images a method: {first['prompts']} prompts"
-        + (f" x {first['seeds']} seeds" if int(first["seeds"]) > 1 else "")
-        + f"; intervals over {first['interval']}"
-    )
+    counted = len(part[["prompts", "images"]].drop_duplicates()) > 1
+    intervals = " or ".join(part["interval"].unique())
+    table.caption = f"protocol {first['protocol']}\n{_size(part, counted)}; intervals over {intervals}"
     compared = "p_holm" in part and bool(part["p_holm"].notna().any())
     table.add_column("method")
+    if counted:
+        table.add_column("n", justify="right")
     table.add_column("mean [95 %]", justify="right", no_wrap=True)
     if compared:
         table.caption += "; p by Holm over the table"
         for heading in ("difference [95 %]", "p", "better", "equal", "worse"):
             table.add_column(heading, justify="right", no_wrap=True)
     for _, line in part.iterrows():
-        cells = [str(line["method"]), _spread(line, "value", first["metric"])]
+        cells = [str(line["method"]), *[str(line["images"])] * counted, _spread(line, "value", first["metric"])]
         if compared:
             cells += _compared(line, first["metric"]) if float(line["p_holm"]) >= 0 else ["-"] * 5
         table.add_row(*cells)
@@ -73,6 +73,15 @@ def set_table(sets: pd.DataFrame) -> Table:
         value = f"{row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}]"
         table.add_row(row["method"], row["metric"], value, str(row["n"]), str(row["n_reference"]))
     return table
+
+
+def _size(part: pd.DataFrame, counted: bool) -> str:
+    if counted:
+        least, most = part["images"].min(), part["images"].max()
+        return f"{least} to {most} images a method: n, those that it has in common with the baseline"
+    first = part.iloc[0]
+    seeds = f" x {first['seeds']} seeds" if int(first["seeds"]) > 1 else ""
+    return f"{first['images']} images a method: {first['prompts']} prompts{seeds}"
 
 
 def _compared(line: pd.Series, metric: str) -> list[str]:

@@ -6,8 +6,8 @@ Conventions:
     single prompt they are over its seeds, and hold for it only. Where no two prompts share a seed they are over prompts
     and seeds, which are drawn together. The column `interval` says which.
     p-values are corrected by Holm over all differences of the table.
-    Methods are compared on the same prompts and seeds. A missing picture is an error, or, if that is allowed, its cell
-    is left out for all methods.
+    Methods are compared on the same prompts and seeds. A missing picture is an error; or, if that is allowed, its cell
+    is left out for all methods (`cells`), or each method is compared on what it shares with the baseline (`pairwise`).
     LPIPS tells how far an image is from the baseline's: less is closer, not better.
 """
 
@@ -25,6 +25,7 @@ from metrics.protocols import Protocol
 from tracer.store import Store
 
 SEED = 2411_00640
+SHOWN = 10  # missing cells that an error names
 TWO_WAY, PROMPTS, SEEDS = "prompts and seeds", "prompts; these seeds only", "seeds; this prompt only"
 OWN = "prompts, each with seeds of its own"
 
@@ -97,6 +98,13 @@ def lacking(values: pd.DataFrame, methods: Sequence[str], baseline: str) -> list
     return found
 
 
+def unbalanced(absent: Sequence[str]) -> Unbalanced:
+    """Return the error that names what is missing, lines as from `lacking`: the first `SHOWN` of them, and how many."""
+    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+    listed = "; ".join(absent[:SHOWN])
+    return Unbalanced(f"cells are missing: {listed}{more}; --allow-missing compares on what there is")
+
+
 def _cells(metric: str, protocol: str, part: pd.DataFrame, methods: Sequence[str], allow_missing: bool) -> Cells:
     keys = ["prompt_id", "prompt", "seed", "method"]  # a pivot table would take every prompt with every prompt's id
     wide = part.groupby(keys, dropna=False)["value"].mean().unstack("method")
@@ -146,19 +154,34 @@ def pairwise(values: pd.DataFrame, methods: Sequence[str], baseline: str) -> pd.
     """Return the rows of `scoreboard` where methods lack pictures: each on those that it shares with the baseline.
 
     So two rows may be of different pictures; their numbers are in the columns. A method that shares none has no row.
+
+    Raises:
+        Unbalanced: the baseline has no picture.
     """
     boards = []
     for method in methods:
         pair = list(dict.fromkeys((baseline, method)))
-        mine = values[values["method"].isin(pair)]
-        if set(mine["method"]) == set(pair):
-            board = scoreboard(cells(mine, pair, baseline, allow_missing=True), baseline)
+        if parts := _shared(values[values["method"].isin(pair)], pair, baseline):
+            board = scoreboard(parts, baseline)
             boards.append(board[board["method"] == method])
+    if not boards:
+        raise Unbalanced(f"the baseline must have pictures, {baseline} has none")
     order = {method: place for place, method in enumerate(methods)}
     table = pd.concat(boards).sort_values("method", key=lambda names: names.map(order), kind="stable")
     metrics = list(dict.fromkeys(values["metric"]))
     table = table.sort_values("metric", key=lambda names: names.map(metrics.index), kind="stable", ignore_index=True)
     return _corrected(table)
+
+
+def _shared(values: pd.DataFrame, pair: Sequence[str], baseline: str) -> list[Cells]:
+    """Return the metrics in which two methods, or the baseline alone, have pictures in common."""
+    found = []
+    for _, part in values.groupby(["protocol", "metric"], sort=False):
+        try:
+            found += cells(part, pair, baseline, allow_missing=True)
+        except Unbalanced:
+            continue
+    return found
 
 
 def _line(part: Cells, method: str, baseline: str) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,39 @@ def test_a_second_call_works_on_nothing_and_says_the_same(scored, folders):
     assert again.table.equals(made.table)
 
 
-def test_a_missing_image_refuses_the_table_but_keeps_the_scores(folders, tmp_path):
+def test_a_missing_image_refuses_the_table_with_its_list_but_keeps_the_scores(folders, tmp_path):
     short = folder_of(tmp_path / "short", 3)
-    next(short.rglob("*.png")).unlink()
+    (short / "a lion and a frog" / "1.png").unlink()
     out = tmp_path / "scores.duckdb"
-    with pytest.raises(Unbalanced, match="short lacks 1 of 6"):
-        score_folders([folders[1], short], out, console=QUIET)
-    made = score_folders([folders[1], short], out, allow_missing=True, console=QUIET)
+    every = [folders[1], folders[0], short]
+    said = r"cells are missing: .*short on 'a lion and a frog' \(detection_rate of 1 images\).*; --allow-missing"
+    with pytest.raises(Unbalanced, match=said):
+        score_folders(every, out, console=QUIET)
+    made = score_folders(every, out, allow_missing=True, console=QUIET)
     assert made.report.worked == 0
-    assert set(made.table.loc[made.table["metric"] == "detection_rate", "images"]) == {5}
+    cosines = made.table[made.table["metric"] == "clip_cos"].set_index("method")
+    assert cosines["images"].to_dict() == {"whole": 6, "half": 6, "short": 5}
+    with Store.open(out) as store:
+        values = store.sql("FROM picture_values WHERE metric = 'clip_cos'")
+    lost = (values["prompt"] == "a lion and a frog") & (values["seed"] == 1)
+    means = values[~lost].groupby(["method", "prompt"])["value"].mean().groupby("method").mean()  # prompts count alike
+    assert cosines.at["short", "difference"] == pytest.approx(means["short"] - means["whole"])
+    alone = score_folders(every[:2], out, console=QUIET).table  # what is whole is not touched by what is not
+    kept = alone[alone["metric"] == "clip_cos"].set_index("method")[["value", "difference", "difference_low", "p"]]
+    assert cosines.loc[["whole", "half"], list(kept)].equals(kept)
+
+
+def test_the_printed_table_says_of_how_many_images_a_number_is_where_that_differs(folders, tmp_path):
+    short = folder_of(tmp_path / "short", 3)
+    (short / "a lion and a frog" / "1.png").unlink()
+    words = ["score", *folders, short, "--out", tmp_path / "scores.duckdb", "--protocol", "emoji-owlv2"]
+    refused = run(*words)
+    assert refused.exit_code == 2
+    assert "short on 'a lion and a frog'" in " ".join(refused.stderr.split())
+    said = " ".join(run(*words, "--allow-missing").output.split())
+    assert "5 to 6 images a method: n, those that it has in common with the baseline" in said
+    assert re.search(r"whole 6 \S+ \[", said)
+    assert re.search(r"short 5 \S+ \[", said)
 
 
 def test_the_images_of_a_trace_are_scored_beside_their_maps(tiny_pipe, tmp_path):

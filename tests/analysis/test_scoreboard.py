@@ -4,7 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.scoreboard import OWN, PROMPTS, SEEDS, TWO_WAY, Unbalanced, cells, lacking, picture_values, scoreboard
+from analysis.scoreboard import (
+    OWN,
+    PROMPTS,
+    SEEDS,
+    TWO_WAY,
+    Unbalanced,
+    cells,
+    lacking,
+    pairwise,
+    picture_values,
+    scoreboard,
+    unbalanced,
+)
 from analysis.significance import holm, paired_permutation, two_way_test
 from analysis.stats import bootstrap_rate, two_way_interval
 from metrics.protocols import ClipProtocol, emoji_detection
@@ -108,6 +120,21 @@ def test_methods_that_share_nothing_are_not_compared(two):
     values.loc[values["method"] == "ours", "seed"] += 100
     with pytest.raises(Unbalanced, match="share none"):
         cells(values, ["plain", "ours"], "plain", allow_missing=True)
+
+
+def test_pair_by_pair_a_method_that_shares_nothing_with_the_baseline_has_no_row(two):
+    values = frame(**two, third=two["ours"])
+    values.loc[values["method"] == "third", "seed"] += 100
+    table = pairwise(values, ["plain", "ours", "third"], "plain")
+    assert table["method"].tolist() == ["plain", "ours"]
+    with pytest.raises(Unbalanced, match="the baseline must have pictures, plain has none"):
+        pairwise(values[values["method"] != "plain"], ["plain", "ours"], "plain")
+
+
+def test_the_error_names_the_first_of_what_is_missing_and_says_how_many_more():
+    said = str(unbalanced([f"ours on 'prompt {number}'" for number in range(12)]))
+    assert said.startswith("cells are missing: ours on 'prompt 0'; ours on 'prompt 1'; ")
+    assert "'prompt 9' and 2 more; --allow-missing" in said
 
 
 def test_prompts_with_seeds_of_their_own_count_by_their_means(two):
