@@ -1,7 +1,7 @@
 """How methods compare: the paper's tables, and figures of rates, differences, costs and thresholds."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from math import isfinite, nan
 
 import pandas as pd
@@ -31,6 +31,8 @@ WHERE v.protocol = $protocol AND v.against = array_to_string(list_sort(p.targets
 ORDER BY list_position($methods, p.method), p.prompt, p.seed, v.target"""
 
 
+Parts = tuple[PartResults, ...]
+
 def method_tables(results: RunResults) -> Iterator[Made]:
     """Yield the table of methods by prompt sets, as Table 1."""
     yield MadeTable("methods", "Methods", table_of(results))
@@ -38,33 +40,37 @@ def method_tables(results: RunResults) -> Iterator[Made]:
 
 def table_of(results: RunResults) -> PaperTable:
     """Return the table of methods by prompt sets, whose tests are one family."""
-    return method_table(
-        {part.title: part.board for part in results.parts}, costs_of(results), _absent(results), values=_values(results)
-    )
+    return _table_of(results.parts)
 
 
-def costs_of(results: RunResults) -> dict[str, pd.DataFrame]:
+@lru_cache(2)  # figures and sentences ask for its tests, too
+def _table_of(parts: Parts) -> PaperTable:
+    boards = {part.title: part.board for part in parts}
+    return method_table(boards, costs_of(parts), _absent(parts), values=_values(parts))
+
+
+def costs_of(parts: Parts) -> dict[str, pd.DataFrame]:
     """Return what methods cost, by the title of each part that was timed."""
-    return {part.title: part.costs for part in results.parts if len(set(part.costs["method"])) > 1}
+    return {part.title: part.costs for part in parts if len(set(part.costs["method"])) > 1}
 
 
 def model_tables(results: RunResults) -> Iterator[Made]:
     """Yield a table of methods by models for each metric and cost, as Table 3 and the appendix."""
-    boards, absent = {part.title: part.board for part in results.parts}, _absent(results)
+    boards, absent = {part.title: part.board for part in results.parts}, _absent(results.parts)
     for metric in dict.fromkeys(metric for board in boards.values() for metric in board["metric"]):
-        table = model_table(boards, metric, absent, values=_values(results))
+        table = model_table(boards, metric, absent, values=_values(results.parts))
         yield MadeTable(f"models-{metric}", f"Models: {table.columns[0].group}", table)
-    costs = {title: cost_numbers(frame, PLAIN) for title, frame in costs_of(results).items()}
+    costs = {title: cost_numbers(frame, PLAIN) for title, frame in costs_of(results.parts).items()}
     for metric, table in cost_tables(costs, results.experiment.world, absent).items():
         yield MadeTable(f"models-{metric}", f"Models: {table.columns[0].group}", table)
 
 
-def _absent(results: RunResults) -> dict[str, tuple[str, ...]]:
-    return {part.title: part.not_applicable for part in results.parts}
+def _absent(parts: Parts) -> dict[str, tuple[str, ...]]:
+    return {part.title: part.not_applicable for part in parts}
 
 
-def _values(results: RunResults) -> dict[str, pd.DataFrame] | None:
-    return {part.title: part.values for part in results.parts} if all(p.whole for p in results.parts) else None
+def _values(parts: Parts) -> dict[str, pd.DataFrame] | None:
+    return {part.title: part.values for part in parts} if all(part.whole for part in parts) else None
 
 
 def set_tables(results: RunResults) -> Iterator[Made]:

@@ -9,6 +9,7 @@ import pytest
 
 from analysis.experiments.catalogue import EXPERIMENTS
 from analysis.outputs.publish import SHOWS, publish
+from analysis.paper.tables import method_table
 
 NAMES_ITS_JUDGE = ("forest", "outcomes", "thresholds", "seeds", "dominance")
 FILES = ("method-table", "forest", "outcomes")
@@ -117,6 +118,19 @@ def test_methods_whose_names_end_in_a_number_are_drawn_along_it(results):
     board = one.board[one.board["metric"] == "clip_cos"].set_index("method")["value"]
     assert numbers.at["until 0.25", "value"] == board["regulation"]
     assert numbers.loc[["until 0.25", "until 0.5"], "at"].tolist() == [0.25, 0.5]
+
+
+def test_the_table_of_methods_is_computed_once_for_all_that_takes_its_tests(results, monkeypatch):
+    calls = []
+
+    def counted(*given, **more):
+        calls.append(given)
+        return method_table(*given, **more)
+
+    monkeypatch.setattr("analysis.outputs.method_results.method_table", counted)
+    fresh = replace(results, parts=tuple(replace(part) for part in results.parts))
+    publish(shown(fresh, "method-table", "forest"))
+    assert len(calls) == 1
 
 
 def test_of_too_many_images_the_page_shows_prompts_spread_over_the_set_and_says_so(results, monkeypatch):
