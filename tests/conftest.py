@@ -91,3 +91,11 @@ def tiny_pipe(emoji_tokenizer) -> StableDiffusionPipeline:
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_pipe, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of `tiny_pipe`."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipe.save_pretrained(folder)
+    return str(folder)

@@ -1,4 +1,4 @@
-"""A pipeline and a detector of random weights, as folders, and a trace of two runs with them."""
+"""A detector of random weights, as a folder, and a trace of two runs with it."""
 
 from dataclasses import dataclass
 
@@ -21,14 +21,6 @@ from tracer.capture import Capture
 from tracer.store import Store
 
 PROMPT, TARGETS, SEEDS, STEPS = "a cat and an elephant", ("cat", "elephant"), (3, 5, 8), 4
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tiny_pipe, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of `tiny_pipe`."""
-    folder = tmp_path_factory.mktemp("model")
-    tiny_pipe.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from analysis.experiments.experiment import Experiment, Part
 from analysis.plan import animal_pairs
 from analysis.running.run import How, RunResults, run
 from regulate import METHODS, AttentionRegulation
+from tracer.capture import Capture
 from tracer.prompts import Prompt
 
 PROMPTS = tuple(
@@ -16,6 +17,7 @@ PROMPTS = tuple(
     for number, (first, second) in enumerate([("cat", "dog"), ("lion", "bowl"), ("frog", "chair")])
 )
 HERE = How(workers=0)
+KEPT = Capture(tokens="targets", heads="mean", steps=(0, 1, 3))
 
 
 def small(model: str) -> Experiment:
@@ -28,6 +30,17 @@ def small(model: str) -> Experiment:
 def eight(model: str) -> Experiment:
     """Return the same on eight prompts and a few more steps: long enough to be interrupted."""
     return changed(small(model), prompts=animal_pairs()[:8], steps=6)
+
+
+def traced(model: str) -> Experiment:
+    """Return four prompts under methods that act, have nothing to do, and cannot act; of two of them maps are kept."""
+    methods = {
+        "regulation": AttentionRegulation(iterations=2),
+        "syngen": METHODS["syngen-fixed"],
+        "dense": METHODS["dense-diffusion"],
+    }
+    kept = dict.fromkeys(("plain", "regulation"), KEPT)
+    return changed(small(model), prompts=animal_pairs()[:4], steps=4, methods=methods, traced=kept)
 
 
 def changed(experiment: Experiment, **facts: object) -> Experiment:
