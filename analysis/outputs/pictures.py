@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import tables
+from analysis.evidence.tables import TARGET_WORDS
 from analysis.figures.attention import dominance_violins
 from analysis.figures.pictures import maps_over_steps, method_grid, pairs
 from analysis.figures.style import Picture
@@ -34,6 +35,9 @@ TRACED = """
 SELECT run_id, sample, method, prompt, seed, found
 FROM samples JOIN runs USING (run_id) JOIN outcomes USING (run_id, sample)
 WHERE protocol = $protocol ORDER BY method, prompt, seed"""
+# A row per traced image and word of a target that is not found in it.
+MISSING = f"""
+SELECT run_id, sample, word_idx, target FROM ({TARGET_WORDS}) WHERE NOT found ORDER BY run_id, sample, word_idx"""
 
 Key = tuple[str, str, int]
 
@@ -91,20 +95,17 @@ def violins(results: RunResults) -> Iterator[Made]:
                 tables.violin_values(store, int(row.run_id), [int(row.sample)], layer, steps).assign(sample=place)
                 for place, row in enumerate(chosen.itertuples())
             )
-        found = _found(part)
-        lacking = found[(found["method"] == PLAIN) & ~found["found"]]
-        lacking = lacking.merge(chosen[["prompt", "seed"]].reset_index(names="sample"), on=["prompt", "seed"])
-        words = values[["sample", "word_idx", "word"]].drop_duplicates()
-        missing = words.merge(lacking, left_on=["sample", "word"], right_on=["sample", "target"])
-        missing = missing[["sample", "word_idx"]]
+            words = store.sql(MISSING, {"protocol": protocol})
+        words = words.merge(chosen[["run_id", "sample"]].reset_index(names="place"), on=["run_id", "sample"])
+        missing = words[["place", "word_idx", "target"]].rename(columns={"place": "sample"})
         keys = [(PLAIN, row.prompt, int(row.seed)) for row in chosen.itertuples()]
         pictures = dict(enumerate(_pictures(results.run, part, keys).values()))
-        titles = {place: _title(place, int(seed), lacking) for place, seed in enumerate(chosen["seed"])}
+        titles = {place: _title(place, int(seed), missing) for place, seed in enumerate(chosen["seed"])}
         name = layer.removesuffix(".attn2")
         yield _figure(
             results, part, "violins", "How much attention each word gets",
             f"Probabilities over the pixels of {name}, {heads} heads pooled, conditional half, not renormalised; the "
-            "layer gives the targets most attention. An arrow marks a target that the image misses.",
+            "layer gives the targets most attention. Arrows mark the words of a target that the image misses.",
             partial(dominance_violins, values, missing, pictures, titles),
         )  # fmt: skip
 
@@ -134,8 +135,8 @@ def maps(results: RunResults) -> Iterator[Made]:
         )  # fmt: skip
 
 
-def _title(sample: int, seed: int, lacking: pd.DataFrame) -> str:
-    absent = list(lacking.loc[lacking["sample"] == sample, "target"])
+def _title(sample: int, seed: int, missing: pd.DataFrame) -> str:
+    absent = dict.fromkeys(missing.loc[missing["sample"] == sample, "target"])  # a target may be of several words
     return f"seed {seed}: " + (",\n".join(f"no {target}" for target in absent) or "all found")
 
 
