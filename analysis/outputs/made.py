@@ -1,4 +1,4 @@
-"""A table or a figure of a run, with what a reader must be told of it."""
+"""A table or a figure of a run, with what a reader must be told of it; or why there is none."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +50,20 @@ class MadeFigure:
     numbers: Mapping[str, pd.DataFrame] = field(default_factory=dict)
 
 
-Made = MadeTable | MadeFigure
+@dataclass(frozen=True)
+class NotMade:
+    """Something that is missing of a show.
+
+    Attributes:
+        what: the part or figure.
+        reason: why it cannot be made.
+    """
+
+    what: str
+    reason: str
+
+
+Made = MadeTable | MadeFigure | NotMade
 
 
 def figure_of(

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analysis.figures.results import forest, outcome_bars, pareto, seed_strips, sweep, threshold_curves
-from analysis.outputs.made import Made, MadeFigure, MadeTable, figure_of
+from analysis.outputs.made import Made, MadeFigure, MadeTable, NotMade, figure_of
 from analysis.paper.cells import Number, PaperTable
 from analysis.paper.costs import cost_numbers, cost_tables
 from analysis.paper.tables import method_table, model_table, set_metric_table
@@ -23,6 +23,7 @@ CONSTANTS = {
     "beta": "beta, weight of the distance from the model's maps",
     "guidance": "guidance scale",
 }
+GAPS = "images or scores are missing, and it compares all methods on all images"
 ALONG = ["method", "kind", "at", "value", "value_low", "value_high", "images"]
 SCORES = """
 SELECT p.method, p.prompt, p.seed, v.target, v.score FROM pictures p JOIN verdicts v USING (image_sha256)
@@ -30,8 +31,8 @@ WHERE v.protocol = $protocol AND v.against = array_to_string(list_sort(p.targets
   AND list_contains($methods, p.method)
 ORDER BY list_position($methods, p.method), p.prompt, p.seed, v.target"""
 
-
 Parts = tuple[PartResults, ...]
+
 
 def method_tables(results: RunResults) -> Iterator[Made]:
     """Yield the table of methods by prompt sets, as Table 1."""
@@ -120,7 +121,9 @@ def paretos(results: RunResults) -> Iterator[Made]:
 def outcomes(results: RunResults) -> Iterator[Made]:
     """Yield won, lost, both found, both fail."""
     for part in results.parts:
-        if part.whole and len(part.methods) > 1 and _detected(part):
+        if not part.whole:
+            yield NotMade(part.title, GAPS)
+        elif len(part.methods) > 1 and _detected(part):
             yield _figure(
                 results, part, "outcomes", f"Won and lost against {PLAIN}",
                 "Images by what the detector finds in them and in the plain image of the same prompt and seed.",
@@ -173,7 +176,9 @@ def thresholds(results: RunResults) -> Iterator[Made]:
     """Yield detection rates at every threshold."""
     for part in results.parts:
         readings = [protocol for protocol in part.protocols if isinstance(protocol, DetectionProtocol)]
-        if part.whole and readings:
+        if not part.whole:
+            yield NotMade(part.title, GAPS)
+        elif readings:
             reading = readings[0]
             with Store.open(part.store) as store:
                 scores = store.sql(SCORES, {"protocol": reading.name, "methods": list(part.methods)})
@@ -189,8 +194,10 @@ def seeds(results: RunResults) -> Iterator[Made]:
     """Yield each seed's mean."""
     for part in results.parts:
         plan = part.planned.part
-        crossed = part.whole and len(plan.seeds) > 1 and not plan.own_seeds and len(set(part.images["prompt"])) > 1
-        if crossed and _detected(part):
+        crossed = len(plan.seeds) > 1 and not plan.own_seeds and len(set(part.images["prompt"])) > 1
+        if not part.whole:
+            yield NotMade(part.title, GAPS)
+        elif crossed and _detected(part):
             yield _figure(
                 results, part, "seeds", "How much the seed matters",
                 "Each dot is the mean over all prompts of one seed.",

@@ -18,7 +18,7 @@ from analysis.evidence.tables import TARGET_WORDS
 from analysis.figures.attention import dominance_violins
 from analysis.figures.pictures import maps_over_steps, method_grid, pairs
 from analysis.figures.style import Picture
-from analysis.outputs.made import Made, MadeFigure, figure_of
+from analysis.outputs.made import Made, MadeFigure, NotMade, figure_of
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
 from analysis.running.run import RunResults
@@ -65,29 +65,36 @@ def grids(results: RunResults) -> Iterator[Made]:
 
 
 def paired(results: RunResults) -> Iterator[Made]:
-    """Yield plain images beside those of each method, as Figure 1."""
+    """Yield plain images beside those of each method, as Figure 1, of prompts and seeds that both have."""
     for part in results.parts:
-        every = part.images[["prompt", "seed"]].drop_duplicates()
-        some = every.groupby("prompt", sort=False).head(max(1, PAIRS // every["prompt"].nunique()))  # of each as many
-        keys = list(some.itertuples(index=False, name=None))[:PAIRS]
+        keys = {str(name): rows[["prompt", "seed"]] for name, rows in part.images.groupby("method")}
         for method in part.methods:
-            if method != PLAIN:
-                shown = [(name, *key) for name in (PLAIN, method) for key in keys]
-                pictures = _pictures(results.run, part, shown)
-                yield _figure(
-                    results, part, f"pairs-{method.replace(' ', '-')}", f"{PLAIN} and {method}",
-                    f"Left the plain image, right that of {method}, from the same noise.",
-                    partial(pairs, pictures, _found(part)),
-                )  # fmt: skip
+            if method == PLAIN:
+                continue
+            if not {PLAIN, method} <= keys.keys() or (both := keys[PLAIN].merge(keys[method])).empty:
+                yield NotMade(f"{part.title}, {PLAIN} and {method}", "they have no prompt and seed in common")
+                continue
+            some = both.groupby("prompt", sort=False).head(max(1, PAIRS // both["prompt"].nunique()))  # of each as many
+            shown = [
+                (name, *key) for name in (PLAIN, method) for key in some[:PAIRS].itertuples(index=False, name=None)
+            ]
+            pictures = _pictures(results.run, part, shown)
+            yield _figure(
+                results, part, f"pairs-{method.replace(' ', '-')}", f"{PLAIN} and {method}",
+                f"Left the plain image, right that of {method}, from the same noise.",
+                partial(pairs, pictures, _found(part)),
+            )  # fmt: skip
 
 
 def violins(results: RunResults) -> Iterator[Made]:
     """Yield how much attention each word gets in an image that fails and in one that succeeds, as Figure 2."""
-    for part in results.parts:
+    for part in _traced(results):
         protocol = part.protocol("detection_rate")
         with Store.open(part.store) as store:
             traced = store.sql(TRACED, {"protocol": protocol})
             plain = traced[traced["method"] == PLAIN]
+            if plain.empty:
+                raise LookupError(f"{part.title}: no {PLAIN} image is traced and judged")
             chosen = plain.drop_duplicates("found").sort_values("found", ignore_index=True)
             steps = sorted(part.planned.part.traced[PLAIN].steps or (0,))
             layer, heads = tables.most_attended_layer(store, int(chosen.at[0, "run_id"]), steps[-1])
@@ -112,20 +119,20 @@ def violins(results: RunResults) -> Iterator[Made]:
 
 def maps(results: RunResults) -> Iterator[Made]:
     """Yield the targets' maps over steps, as the model has them and as each method leaves them, as Figure 3."""
-    for part in results.parts:
+    for part in _traced(results):
+        edited = [method for method in part.planned.part.traced if method in part.methods and method != PLAIN]
+        if not edited:
+            continue
         with Store.open(part.store) as store:
-            traced = store.sql(TRACED, {"protocol": part.protocol("detection_rate")})
-            failed = traced[(traced["method"] == PLAIN) & ~traced["found"]]
-            seed = int((failed if len(failed) else traced)["seed"].iat[0])
-            rows = traced[traced["seed"] == seed].drop_duplicates("method").set_index("method")
-            edited = [method for method in part.planned.part.traced if method != PLAIN]
+            rows = _shared(store.sql(TRACED, {"protocol": part.protocol("detection_rate")}), (PLAIN, *edited))
             layers = tables.edited_layers(store, int(rows.at[edited[0], "run_id"]))
             steps = sorted(part.planned.part.traced[PLAIN].steps or (0,))
             found = pd.concat(
                 tables.overlay_maps(store, int(row.run_id), [int(row.sample)], layers, steps)
                 for row in rows.itertuples()
             )
-        keys = [(method, str(rows.at[method, "prompt"]), seed) for method in (PLAIN, *edited)]
+        seed = int(rows.at[PLAIN, "seed"])
+        keys = [(method, str(rows.at[PLAIN, "prompt"]), seed) for method in (PLAIN, *edited)]
         pictures = dict(zip((PLAIN, *edited), _pictures(results.run, part, keys).values(), strict=True))
         yield _figure(
             results, part, "maps", "Where the targets' maps lie, step by step",
@@ -133,6 +140,25 @@ def maps(results: RunResults) -> Iterator[Made]:
             "edits, its maps after the edit are shown.",
             partial(maps_over_steps, found, pictures, steps),
         )  # fmt: skip
+
+
+def _traced(results: RunResults) -> Iterator[PartResults]:
+    return (part for part in results.parts if PLAIN in part.planned.part.traced)
+
+
+def _shared(traced: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """Return a row for each method, by its name: of the lowest seed that all have, and plain misses a target in if any.
+
+    Raises:
+        LookupError: no prompt and seed is traced and judged under all methods.
+    """
+    mine = traced[traced["method"].isin(methods)]
+    count = mine.groupby(["seed", "prompt"])["method"].nunique()
+    common = mine.set_index(["seed", "prompt"]).loc[count.index[count == len(methods)]]
+    if common.empty:
+        raise LookupError(f"no image is traced and judged under all of {', '.join(methods)}")
+    plain = common[common["method"] == PLAIN].sort_values("found", kind="stable")
+    return common.loc[[plain.index[0]]].reset_index().set_index("method").loc[list(methods)]
 
 
 def _title(sample: int, seed: int, missing: pd.DataFrame) -> str:

@@ -1,7 +1,8 @@
 """A run's tables and figures as files, and its page: all made anew from what is stored, which takes no model.
 
 Conventions: ``tables/<name>.csv``, ``.md``, ``.html``, ``.tex``; ``figures/<name>.pdf``, ``.svg``, ``.png``, and the
-numbers behind it as ``.csv`` where no table has them; and ``index.html``. The same store gives the same bytes.
+numbers behind it as ``.csv`` where no table has them; and ``index.html``. The same store gives the same bytes. Each
+show stands alone: what the data do not allow is named on the page, with the reason, and the others are there.
 """
 
 import os
@@ -15,9 +16,9 @@ from rich.console import Console
 from analysis.experiments.experiment import Part
 from analysis.figures import files as figure_files
 from analysis.outputs import dominance, method_results, pictures
-from analysis.outputs.made import Made, MadeFigure, MadeTable
+from analysis.outputs.made import Made, MadeFigure, MadeTable, NotMade
 from analysis.page.gallery import Entry, Gallery, entries_of
-from analysis.page.run_page import Drawing, Notice, RunPage, TableBlock, html_of_run
+from analysis.page.run_page import Drawing, Kind, Notice, RunPage, TableBlock, html_of_run
 from analysis.paper import files as table_files
 from analysis.plan import PLAIN
 from analysis.running.results import PartResults
@@ -50,6 +51,9 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
     "dose": dominance.dose,
 }
 LARGEST_GALLERY = 20_000  # images on the page; of more, some prompts' are shown
+UNFIT = (ValueError, LookupError)  # what data raise that are missing or do not fit; all else is the program's fault
+
+Block = TableBlock | Drawing | Notice
 
 
 def publish(results: RunResults, console: Console | None = None) -> Path:
@@ -57,22 +61,58 @@ def publish(results: RunResults, console: Console | None = None) -> Path:
 
     Args:
         results: from `analysis.running.run.run`.
-        console: where the tables are printed.
+        console: where the tables are printed, and what cannot be made.
+
+    Raises:
+        ValueError: the experiment shows something that there is not.
     """
-    made = [one for name in results.experiment.shows for one in SHOWS[name](results)]
-    tables, drawings = [], []
-    for one in made:
-        if isinstance(one, MadeTable):
-            tables.append(_table(results.run, one))
-            if console:
-                console.print(table_files.markdown_of(one.table), markup=False, highlight=False, soft_wrap=True)
-        else:
-            drawings.append(_drawing(results.run, one))
-    page = _page(results, tuple(tables), tuple(drawings))
+    if strangers := [name for name in results.experiment.shows if name not in SHOWS]:
+        raise ValueError(f"shows must be some of {', '.join(SHOWS)}, got {', '.join(strangers)}")
+    blocks = [block for name in results.experiment.shows for block in _blocks(results, name, console)]
+    page = _page(results, blocks)
     target, partial = results.run / "index.html", results.run / f".index.{os.getpid()}.partial"
     partial.write_text(html_of_run(page), encoding="utf-8")
     partial.replace(target)
     return target
+
+
+def _blocks(results: RunResults, show: str, console: Console | None) -> Iterator[Block]:
+    """Yield what a show puts on the page, its files written, and say of what it cannot make."""
+    found = False
+    try:
+        for one in SHOWS[show](results):
+            found = True
+            yield _block(results.run, show, one, console)
+    except UNFIT as error:
+        yield _not_drawn(show, _reason(error), console)
+    else:
+        if not found:
+            yield _not_drawn(show, "the run has nothing of that kind", console, "note")
+
+
+def _block(run: Path, show: str, one: Made, console: Console | None) -> Block:
+    if isinstance(one, NotMade):
+        return _not_drawn(show, f"{one.what}: {one.reason}", console)
+    try:
+        if isinstance(one, MadeFigure):
+            return _drawing(run, one)
+        if console:
+            console.print(table_files.markdown_of(one.table), markup=False, highlight=False, soft_wrap=True)
+        return _table(run, one)
+    except UNFIT as error:
+        return _not_drawn(show, f"{one.title}: {_reason(error)}", console)
+
+
+def _not_drawn(show: str, reason: str, console: Console | None, kind: Kind = "failure") -> Notice:
+    text = f"not drawn: {show}: {reason}"
+    if console:
+        console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    return Notice(kind, text)
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__} {text}" if isinstance(error, KeyError | IndexError) else text
 
 
 def _table(run: Path, one: MadeTable) -> TableBlock:
@@ -88,7 +128,7 @@ def _drawing(run: Path, one: MadeFigure) -> Drawing:
     return Drawing(one.title, one.text, one.alternative, files["svg"].read_bytes(), links)
 
 
-def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[Drawing, ...]) -> RunPage:
+def _page(results: RunResults, blocks: Sequence[Block]) -> RunPage:
     experiment, gallery = results.experiment, _gallery(results)
     protocols = {
         metric: str(rows["protocol"].iat[0])
@@ -101,9 +141,9 @@ def _page(results: RunResults, tables: tuple[TableBlock, ...], drawings: tuple[D
         world=experiment.world,
         command=f"attnreg run {experiment.name}" + " --data FOLDER" * any(part.files for part in experiment.parts),
         digest=results.spec,
-        notices=(*_notices(results), *_left_out(gallery)),
-        tables=tables,
-        drawings=drawings,
+        notices=(*_notices(results), *(b for b in blocks if isinstance(b, Notice)), *_left_out(gallery)),
+        tables=tuple(block for block in blocks if isinstance(block, TableBlock)),
+        drawings=tuple(block for block in blocks if isinstance(block, Drawing)),
         protocols=protocols,
         settings=dict(_settings(results)),
         gallery=gallery,

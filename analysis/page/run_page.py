@@ -92,8 +92,8 @@ class Notice:
     """Something that a reader must know before using the numbers.
 
     Attributes:
-        kind: "failure" (images or scores are missing), "no-op" (a method changed nothing), "not applicable" (a method
-            cannot be used on a set), "note".
+        kind: "failure" (images, scores or figures are missing), "no-op" (a method changed nothing), "not applicable"
+            (a method cannot be used on a set), "note".
         text: a sentence.
     """
 
