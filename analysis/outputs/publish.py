@@ -16,6 +16,7 @@ from rich.console import Console
 from analysis.experiments.experiment import Part
 from analysis.figures import files as figure_files
 from analysis.outputs import dominance, method_results, pictures
+from analysis.outputs.findings import findings
 from analysis.outputs.made import Made, MadeFigure, MadeTable, NotMade
 from analysis.page.gallery import Entry, Gallery, entries_of
 from analysis.page.run_page import Drawing, Kind, Notice, RunPage, TableBlock, html_of_run
@@ -53,7 +54,7 @@ SHOWS: Mapping[str, Callable[[RunResults], Iterator[Made]]] = {
 LARGEST_GALLERY = 20_000  # images on the page; of more, some prompts' are shown
 UNFIT = (ValueError, LookupError)  # what data raise that are missing or do not fit; all else is the program's fault
 
-Block = TableBlock | Drawing | Notice
+Block = TableBlock | Drawing | Notice | str  # a string is a sentence of the findings
 
 
 def publish(results: RunResults, console: Console | None = None) -> Path:
@@ -69,7 +70,7 @@ def publish(results: RunResults, console: Console | None = None) -> Path:
     if strangers := [name for name in results.experiment.shows if name not in SHOWS]:
         raise ValueError(f"shows must be some of {', '.join(SHOWS)}, got {', '.join(strangers)}")
     blocks = [block for name in results.experiment.shows for block in _blocks(results, name, console)]
-    page = _page(results, blocks)
+    page = _page(results, [*_findings(results, console), *blocks])
     target, partial = results.run / "index.html", results.run / f".index.{os.getpid()}.partial"
     partial.write_text(html_of_run(page), encoding="utf-8")
     partial.replace(target)
@@ -88,6 +89,13 @@ def _blocks(results: RunResults, show: str, console: Console | None) -> Iterator
     else:
         if not found:
             yield _not_drawn(show, "the run has nothing of that kind", console, "note")
+
+
+def _findings(results: RunResults, console: Console | None) -> Iterator[Block]:
+    try:
+        yield from findings(results)
+    except UNFIT as error:
+        yield _not_drawn("findings", _reason(error), console)
 
 
 def _block(run: Path, show: str, one: Made, console: Console | None) -> Block:
@@ -141,6 +149,7 @@ def _page(results: RunResults, blocks: Sequence[Block]) -> RunPage:
         world=experiment.world,
         command=f"attnreg run {experiment.name}" + " --data FOLDER" * any(part.files for part in experiment.parts),
         digest=results.spec,
+        findings=tuple(block for block in blocks if isinstance(block, str)),
         notices=(*_notices(results), *(b for b in blocks if isinstance(b, Notice)), *_left_out(gallery)),
         tables=tuple(block for block in blocks if isinstance(block, TableBlock)),
         drawings=tuple(block for block in blocks if isinstance(block, Drawing)),
