@@ -3,8 +3,9 @@
     python benchmarks/scale.py                 (three minutes on two cores, 1 GB in --folder)
 
 Scores: six methods on 276 prompts with 158 seeds, two targets, CLIP and LPIPS of each image, 1,002,984 rows; made
-up inside DuckDB from hashes. What is timed is what `attnreg run` does with them: the view `picture_values`, the
-scoreboard with its tests, the table of methods. Targets: 5 s, 2 GB.
+up inside DuckDB from hashes. What is timed is what `attnreg run` does with them: the view `picture_values`, the search
+for missing cells, the scoreboard with its tests, the table of methods, and what the forest takes from it. Targets: 5 s,
+2 GB. And the curves of thresholds, from the scores to the figure.
 
 Traces: one image of the emoji world, 25 steps, all heads, recorded by the real recorder, and 999 copies of it with
 values of their own, half of them of failed images; and 20 images of Stable Diffusion 1.5's shape, 50 steps, copied
@@ -22,20 +23,28 @@ from contextlib import closing
 from pathlib import Path
 from statistics import median
 
+import pandas as pd
 import torch
 from queries import record
 
 from analysis.evidence.figures import dominance_over_steps
 from analysis.evidence.questions import dominance_by_outcome
 from analysis.evidence.tables import target_shares
-from analysis.paper.tables import method_table
+from analysis.experiments.experiment import Experiment, Part
+from analysis.outputs.made import Made, MadeFigure
+from analysis.outputs.publish import SHOWS
 from analysis.plan import PLAIN
-from analysis.scoreboard import cells, picture_values, scoreboard
+from analysis.prompts.files import PromptSet
+from analysis.running.results import PartResults
+from analysis.running.run import RunResults
+from analysis.running.units import Planned
+from analysis.scoreboard import picture_values
 from metrics.protocols import DetectionProtocol, known_protocols
 from metrics.scoring import note
-from regulate import Request, generate
+from regulate import Method, Request, generate
 from tracer.capture import Capture
 from tracer.models import load_pipeline
+from tracer.prompts import Prompt
 from tracer.store import Store
 
 METHODS = (PLAIN, *(f"method {number}" for number in range(1, 6)))
@@ -65,24 +74,55 @@ FROM pictures p JOIN pictures b ON b.prompt = p.prompt AND b.seed = p.seed AND b
 WHERE p.method <> 'plain'"""
 
 
-def make_scores(path: Path) -> int:
+IMAGES = "SELECT method, prompt_id, prompt, seed, path AS image, image_sha256, 'acts' AS standing FROM pictures"
+COSTS = ("method", "prompt_id", "images", "seconds", "passes", "gradient_passes", "peak_bytes")
+
+
+def make_scores(path: Path, seeds: int) -> int:
     """Write a file of made-up scores, and return how many."""
     protocols = [known_protocols()[key] for key in KEYS]
     owl, clip, lpips = (protocol.fingerprint for protocol in protocols)
     with Store.create(path) as store:
         note(store, protocols)
         with store.transaction() as cursor:
-            cursor.execute(PICTURES, {"methods": list(METHODS), "prompts": PROMPTS, "seeds": SEEDS})
+            cursor.execute(PICTURES, {"methods": list(METHODS), "prompts": PROMPTS, "seeds": seeds})
             cursor.execute(SCORES, {"owl": owl, "clip": clip, "lpips": lpips})
         return int(store.sql("SELECT count(*) AS n FROM scores").at[0, "n"])
 
 
-def table_of_methods(path: Path) -> None:
-    """Do what a run does with its scores."""
+def tables(path: Path) -> None:
+    """Do what a run does with its scores before anything is drawn."""
+    results = results_of(path)
+    if not results.parts[0].whole:
+        raise ValueError(f"{path} must be whole, got gaps")
+    shown(results, "method-table")
+    shown(results, "forest")
+
+
+def curves(path: Path) -> None:
+    """Draw the curves of thresholds."""
+    (one,) = shown(results_of(path), "thresholds")
+    if isinstance(one, MadeFigure):
+        one.draw().savefig(path.with_suffix(".png"))
+
+
+def shown(results: RunResults, name: str) -> list[Made]:
+    """Return what is made of one show."""
+    return list(SHOWS[name](results))
+
+
+def results_of(path: Path) -> RunResults:
+    """Return the made-up scores as a run has them."""
+    protocols = tuple(known_protocols()[key] for key in KEYS)
     with Store.open(path) as store:
-        values = picture_values(store, [known_protocols()[key] for key in KEYS], METHODS, PLAIN)
-    board = scoreboard(cells(values, METHODS, PLAIN), PLAIN)
-    method_table({"made up": board}, values={"made up": values})
+        values = picture_values(store, protocols, METHODS, PLAIN)
+        images = store.sql(IMAGES)
+    prompts = PromptSet("made-up", "made up", (Prompt("p0", "prompt 0", (), "made up"),))
+    part = Part("made-up", "made up", prompts.prompts, dict.fromkeys(METHODS, Method()), tuple(range(SEEDS)))
+    planned, costs = Planned(part, prompts, ("emoji", ""), ()), pd.DataFrame(columns=list(COSTS))
+    found = PartResults(planned, path, METHODS, images, values, costs, pd.DataFrame(), protocols, ())
+    experiment = Experiment("made-up", "How long does it take?", (part,), ())
+    return RunResults(experiment, path.parent, "", (found,), {}, ())
 
 
 def make_emoji(path: Path, images: int) -> None:
@@ -164,16 +204,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the files lie meanwhile; by default the system's")
     parser.add_argument("--images", type=int, nargs=2, default=(1000, 20), help="of the emoji world, of SD 1.5's shape")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="of the made-up scores")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=options.folder) as kept:
         folder = Path(kept)
-        rows = make_scores(folder / "scores.duckdb")
+        rows = make_scores(folder / "scores.duckdb", options.seeds)
         make_emoji(folder / "emoji.duckdb", options.images[0])
         make_large(folder / "large.duckdb", options.images[1])
         work = {
-            f"tables, {rows:,} scores": (table_of_methods, folder / "scores.duckdb"),
+            f"tables, {rows:,} scores": (tables, folder / "scores.duckdb"),
+            f"curves of thresholds, {rows:,} scores": (curves, folder / "scores.duckdb"),
             f"dominance, {options.images[0]:,} emoji images": (dominance, folder / "emoji.duckdb"),
             f"dominance, {options.images[1]} images of SD 1.5's shape": (dominance, folder / "large.duckdb"),
         }
