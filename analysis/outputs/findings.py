@@ -48,7 +48,10 @@ def _sentence(rates: dict[str, Number]) -> Iterator[str]:
         yield f"{len(told)} of {len(others)} methods {differ} significantly from {plain}: {listed}"
         return
     most = max(others, key=lambda method: abs(others[method].difference))
-    yield f"no method differs significantly from {plain}; most {most}, by {_points(others[most])}"
+    if others[most].difference == 0:
+        yield f"no method differs from {plain}"
+    else:
+        yield f"no method differs significantly from {plain}; most {most}, by {_points(others[most])}"
 
 
 def _points(rate: Number) -> str:
