@@ -8,7 +8,7 @@ of `TUNED`, each the best of six settings on 24 prompts that are in none of the 
 from dataclasses import replace
 
 from analysis.experiments.experiment import Experiment, Part
-from analysis.experiments.paper import beta, guidance_sweep, until
+from analysis.experiments.paper import beta, curves_of, guidance_sweep, until
 from regulate import FIXED, AttentionRegulation, Method
 from regulate.attend_and_excite import FIXED as ATTEND
 from regulate.composable import Composable
@@ -54,7 +54,7 @@ def _templates(name: str, methods: dict[str, Method], **more: object) -> Part:
 
 
 def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
-    shows = ("method-table", "forest", "curves", "outcomes")
+    shows = ("method-table", "forest", *curves_of(methods), "outcomes")
     return Experiment(name, question, (_templates("templates", methods, spread=66),), shows)
 
 

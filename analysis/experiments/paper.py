@@ -5,7 +5,7 @@ protocols which checkpoint or threshold was used; ours are named under each tabl
 files in the user's folder of data, see `analysis.prompts.sets`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from analysis.experiments.experiment import Experiment, Part
@@ -35,7 +35,7 @@ def _a_e(name: str, title: str, methods: dict[str, Method], **more: object) -> P
 
 
 def _variants(name: str, question: str, methods: dict[str, Method]) -> Experiment:
-    shows = ("method-table", "forest", "curves", "pareto", "outcomes")
+    shows = ("method-table", "forest", *curves_of(methods), "pareto", "outcomes")
     return Experiment(name, question, (_a_e("a-e", "A&E", methods, spread=60),), shows, world="real")
 
 
@@ -59,6 +59,11 @@ def until(shares: Sequence[float], method: AttentionRegulation = REGULATION) -> 
 def beta(values: Sequence[float], method: AttentionRegulation = PAPER) -> dict[str, Method]:
     """Return regulation as printed, with these weights of the distance from the model's own maps (eq. 8)."""
     return {f"beta {value}": replace(method, deviation=value) for value in values}
+
+
+def curves_of(methods: Mapping[str, Method]) -> tuple[str, ...]:
+    """Return the show of curves, for methods that are one constant's values."""
+    return ("curves",) if all(name[-1].isdigit() for name in methods) else ()
 
 
 def guidance_sweep(scales: Sequence[float], method: AttentionRegulation = REGULATION) -> dict[str, Method]:

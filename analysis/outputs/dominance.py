@@ -167,12 +167,19 @@ def dose(results: RunResults) -> Iterator[Made]:
 
 
 def _edits(part: PartResults) -> Mapping[str, Mapping[str, float]]:
-    """Return each edit's strengths by method, plain among them; a method's name is the edit's and its strength."""
+    """Return each edit's strengths by method, plain among them; a method's name is the edit's and its strength.
+
+    Raises:
+        ValueError: a name does not end in a number.
+    """
     edits: dict[str, dict[str, float]] = {}
     for name in part.planned.part.traced:
         edit, _, strength = name.rpartition(" ")
         if name != PLAIN:
-            edits.setdefault(edit, {PLAIN: 0.0})[name] = float(strength)
+            try:
+                edits.setdefault(edit, {PLAIN: 0.0})[name] = float(strength)
+            except ValueError:
+                raise ValueError(f"names of traced methods must end in the strength of an edit, got {name!r}") from None
     return edits
 
 
