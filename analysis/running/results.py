@@ -5,7 +5,6 @@ for a prompt has copies of the plain images there, so that each method's folder 
 """
 
 import shutil
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +23,6 @@ from metrics.pictures import Picture, Problem
 from metrics.protocols import Protocol
 from tracer.merge import Part, merge
 from tracer.store import Store
-
-
-class Incomplete(ValueError):
-    """Methods that were to be compared lack images of some prompts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,21 +92,6 @@ class PartResults:
         if not len(names):
             raise LookupError(f"{self.title} has no {metric}")
         return str(names[0])
-
-
-def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
-    """Return what is missing of a part, a line per method and prompt, methods left out that fit none of its prompts.
-
-    Args:
-        one: a part.
-        there: keys of the units that are done.
-    """
-    absent = []
-    for cell in one.cells:
-        if cell.method in fitting(one) and not (cell.units and all(unit.key in there for unit in cell.units)):
-            reason = f" ({cell.standing.reason})" if cell.standing.verdict == "n/a" else ""
-            absent.append(f"{one.part.name}: {cell.method} on {cell.prompt.text!r}{reason}")
-    return absent
 
 
 def part_results(

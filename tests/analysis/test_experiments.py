@@ -11,8 +11,8 @@ from PIL import Image
 
 from analysis.experiments.catalogue import EXPERIMENTS, experiment
 from analysis.experiments.experiment import Experiment, Part
+from analysis.running.missing import missing_cells
 from analysis.running.planning import prompts_of
-from analysis.running.results import missing_cells
 from analysis.running.units import fitting, planned
 from regulate import METHODS, Method
 from tracer.capture import Capture

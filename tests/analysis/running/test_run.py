@@ -14,7 +14,7 @@ from analysis.outputs.method_results import method_tables
 from analysis.plan import animal_pairs
 from analysis.prompts.scenes import draw_scenes
 from analysis.running.ledger import done, failures, rows_of, write_failure
-from analysis.running.results import Incomplete
+from analysis.running.missing import Incomplete
 from analysis.running.run import How
 from regulate import METHODS, AttentionRegulation, Method, Request, generate
 from regulate.method import Standing

@@ -1,0 +1,32 @@
+"""Cells of the plan that have no images: what they are called, and a comparison refused because of them."""
+
+from collections.abc import Collection, Sequence
+
+from analysis.running.units import Planned, fitting
+
+SHOWN = 10  # missing cells that an error names
+
+
+class Incomplete(ValueError):
+    """Methods that were to be compared lack images of some prompts."""
+
+
+def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
+    """Return what is missing of a part, a line per method and prompt, methods left out that fit none of its prompts.
+
+    Args:
+        one: a part.
+        there: keys of the units that are done.
+    """
+    absent, fit = [], set(fitting(one))
+    for cell in one.cells:
+        if cell.method in fit and not (cell.units and all(unit.key in there for unit in cell.units)):
+            reason = f" ({cell.standing.reason})" if cell.standing.verdict == "n/a" else ""
+            absent.append(f"{one.part.name}: {cell.method} on {cell.prompt.text!r}{reason}")
+    return absent
+
+
+def listed(absent: Sequence[str]) -> str:
+    """Return the first of what is missing in a sentence."""
+    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+    return f"cells are missing: {'; '.join(absent[:SHOWN])}{more}"
