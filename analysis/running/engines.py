@@ -15,7 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,13 +23,13 @@ import torch
 from diffusers.utils.logging import disable_progress_bar as disable_diffusers_bars
 from transformers.utils.logging import disable_progress_bar as disable_transformers_bars
 
-from analysis.running.ledger import done, failures, write_failure
-from analysis.running.units import Job
+from analysis.running.ledger import left_of, write_failure
+from analysis.running.units import Job, Unit
 from analysis.running.worker import Setup, Worker, failure_facts
 
 Engine = Callable[[Sequence[Job], Setup, Callable[[], None]], None]
 EVERY = 0.5  # seconds between two looks at what is done
-TRIES = 3  # of one job, by workers that die at it; and of one seat, at which they die before they have begun
+TRIES = 3  # of one batch, by workers that die at it; and of one seat, at which they die before they have begun
 IN_A_ROW = 3  # batches that kill all who try them, with nothing done in between: then it is not the batches
 
 
@@ -75,7 +75,7 @@ def local(workers: int) -> Engine:
     def engine(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
         seats = [_Process(on_card(setup, place)) for place in range(min(workers, len(jobs)))]
         try:
-            deal(seats, jobs, tick, partial(given_up, setup.run))
+            deal(seats, jobs, setup.run, tick)
         finally:
             for seat in seats:
                 seat.pool.shutdown(wait=True, cancel_futures=True)
@@ -90,31 +90,26 @@ def on_card(setup: Setup, place: int) -> Setup:
     return replace(setup, device=f"cuda:{place % torch.cuda.device_count()}")
 
 
-def deal(
-    seats: Sequence[Seat],
-    jobs: Sequence[Job],
-    tick: Callable[[], None],
-    give_up: Callable[[Job, BaseException], Job],
-) -> None:
+def deal(seats: Sequence[Seat], jobs: Sequence[Job], run: Path, tick: Callable[[], None]) -> None:
     """Give each worker that is ready and idle the next job until none is left; one whose worker died is done again.
 
     Args:
         seats: whose workers have begun, or will.
         jobs: in order.
+        run: folder of the run: a batch at which `TRIES` workers died is noted as failed there.
         tick: is called now and then.
-        give_up: notes a job's next unit as failed, after `TRIES` workers died at it, and returns the rest of the job.
 
     Raises:
-        WorkersDied: that happened `IN_A_ROW` times with no job done in between, or no seat has a worker that lives.
+        WorkersDied: that happened `IN_A_ROW` times with no batch done in between, or no seat has a worker that lives.
     """
-    Dealing(seats, jobs, give_up).until_done(tick)
+    Dealing(seats, jobs, run).until_done(tick)
 
 
 class Dealing:
     """Who is ready, who is at what, and what is left."""
 
-    def __init__(self, seats: Sequence[Seat], jobs: Sequence[Job], give_up: Callable[[Job, BaseException], Job]):
-        self.queue, self.give_up = [(job, 0) for job in jobs], give_up
+    def __init__(self, seats: Sequence[Seat], jobs: Sequence[Job], run: Path):
+        self.queue, self.run = [(job, 0) for job in jobs], run
         self.beginning = {seat.begun(): (seat, 0) for seat in seats}
         self.idle: list[Seat] = []
         self.running: dict[Future[int], tuple[Seat, Job, int]] = {}
@@ -157,28 +152,30 @@ class Dealing:
         if not seat.died(error):
             raise error
         self.beginning[seat.begun()] = seat, 0
+        left = left_of(self.run, job)
+        if len(left) < len(job):
+            tries = self.in_a_row = 0  # it was at work before it died
         if tries + 1 < TRIES:
-            self.queue.insert(0, (job, tries + 1))
+            self._put_back(left, tries + 1)
             return
         self.in_a_row += 1
-        rest = self.give_up(job, error)
+        give_up(self.run, left[0], error)
         if self.in_a_row == IN_A_ROW:
             raise WorkersDied(
                 f"{TRIES} workers died at the same batch, {IN_A_ROW} times, the last of {job[0].prompt.text!r}; is "
                 "there enough memory?"
             ) from error
-        if rest:
-            self.queue.insert(0, (rest, 0))
+        self._put_back(left[1:], 0)
+
+    def _put_back(self, job: Job, tries: int) -> None:
+        if job:
+            self.queue.insert(0, (job, tries))
 
 
-def given_up(run: Path, job: Job, error: BaseException) -> Job:
-    """Note the unit that workers died at as failed, the first of the job that is not over, and return the others."""
-    over = done(run) | set(failures(run))
-    left = [unit for unit in job if unit.key not in over]
-    for unit in left[:1]:
-        told = f"{TRIES} workers died at it, one after the other; is there enough memory?"
-        write_failure(run, unit.key, failure_facts(unit, f"{type(error).__name__}: {told}", str(error)))
-    return tuple(left[1:])
+def give_up(run: Path, unit: Unit, error: BaseException) -> None:
+    """Note a unit that workers died at as failed."""
+    told = f"{TRIES} workers died at it, one after the other; is there enough memory?"
+    write_failure(run, unit.key, failure_facts(unit, f"{type(error).__name__}: {told}", str(error)))
 
 
 class _Process:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from analysis.running.estimate import estimate, first_units, in_words, size_of
 from analysis.running.how import How, engine_of, threads_of, workers_of
-from analysis.running.ledger import done, failures, rows_of
+from analysis.running.ledger import done, failures, left_of, rows_of
 from analysis.running.progress import generating
 from analysis.running.units import Job, Planned, Unit, digest_of
 from analysis.running.worker import Setup
@@ -36,8 +36,7 @@ def generate_left(folder: Path, jobs: Sequence[Job], how: How, console: Console)
     Raises:
         OSError: more disk is needed than the run may take, or than there is.
     """
-    over = done(folder) | set(failures(folder))
-    jobs = [job for job in (tuple(unit for unit in job if unit.key not in over) for job in jobs) if job]
+    jobs = [job for job in (left_of(folder, job) for job in jobs) if job]
     left = [unit for job in jobs for unit in job]
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]

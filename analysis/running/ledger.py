@@ -20,6 +20,8 @@ import pyarrow as pa
 from pyarrow.dataset import dataset
 from pyarrow.parquet import write_table
 
+from analysis.running.units import Job
+
 UNITS, FAILURES = "units", "failures"
 SCHEMA = pa.schema(
     [
@@ -72,6 +74,17 @@ def failures(run: Path) -> dict[str, dict[str, Any]]:
     """Return what went wrong, by key, of the units that failed and were not done since."""
     files = {key: run / FAILURES / f"{key}.json" for key in sorted(_keys(run / FAILURES, ".json") - done(run))}
     return {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items()}
+
+
+def over(run: Path) -> set[str]:
+    """Return the keys of the units that are done or failed."""
+    return done(run) | _keys(run / FAILURES, ".json")
+
+
+def left_of(run: Path, job: Job) -> Job:
+    """Return the units of a job that are neither done nor failed."""
+    past = over(run)
+    return tuple(unit for unit in job if unit.key not in past)
 
 
 def forget_failures(run: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from analysis.running.estimate import estimate, in_words
-from analysis.running.ledger import done, failures, rows_of
+from analysis.running.ledger import over, rows_of
 from analysis.running.units import Unit
 
 ESTIMATED_EVERY = 20.0  # seconds: it reads what was timed
@@ -35,8 +35,8 @@ def generating(
 
         def tick() -> None:
             nonlocal last
-            over = done(run) | set(failures(run))
-            waiting = [unit for unit in units if unit.key not in over]
+            past = over(run)
+            waiting = [unit for unit in units if unit.key not in past]
             progress.update(task, completed=len(units) - len(waiting))
             if monotonic() - last > ESTIMATED_EVERY or not waiting:
                 last = monotonic()

@@ -8,10 +8,9 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
-from analysis.running.engines import Engine, deal, given_up
+from analysis.running.engines import Engine, deal
 from analysis.running.units import Job
 from analysis.running.worker import Setup, Worker
 
@@ -48,7 +47,7 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
         actor = ray.remote(**needs)(Worker)
         seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
         try:
-            deal(seats, jobs, telling(ray, seats, needs, tick), partial(given_up, setup.run))
+            deal(seats, jobs, setup.run, telling(ray, seats, needs, tick))
         finally:
             for seat in seats:  # also those that the cluster never had room for
                 ray.kill(seat.handle)

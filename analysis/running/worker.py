@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from analysis.running.ledger import done, write_failure, write_unit
+from analysis.running.ledger import left_of, write_failure, write_unit
 from analysis.running.units import Job, Unit
 from metrics.machine import Timing, counting, timed
 from regulate import Request, generate
@@ -54,9 +54,8 @@ class Worker:
         torch.set_flush_denormal(True)  # numbers that are almost zero cost the CPU a hundred times the others
 
     def do(self, job: Job) -> int:
-        """Do what of a job is not done, and return how many units that were."""
-        there = done(self.setup.run)
-        left = [unit for unit in job if unit.key not in there]
+        """Do what of a job is neither done nor failed, and return how many units that were."""
+        left = left_of(self.setup.run, job)
         for unit in left:
             try:
                 self._do(unit)

@@ -7,15 +7,14 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import small_runs
 import torch
 
-from analysis.running.engines import WorkersDied, deal, given_up, local, on_card
-from analysis.running.ledger import done, failures, rows_of, write_unit
+from analysis.running.engines import WorkersDied, deal, here, local, on_card
+from analysis.running.ledger import done, failures, left_of, rows_of, write_failure, write_unit
 from analysis.running.ray_engine import PATIENCE, on_ray, telling
 from analysis.running.run import How
 from analysis.running.worker import Setup
@@ -26,10 +25,10 @@ class Dead(Exception):
 
 
 class Seat:
-    """Its worker dies at the jobs that it is told to, so many times."""
+    """Its worker dies at the batches that it is told to, once for each time; what comes before them is done."""
 
-    def __init__(self, deaths=()):
-        self.deaths, self.did = list(deaths), []
+    def __init__(self, run, deaths=()):
+        self.run, self.deaths, self.did = run, list(deaths), []
 
     def begun(self):
         future = Future()
@@ -38,20 +37,18 @@ class Seat:
 
     def submit(self, job):
         future = Future()
-        if job in self.deaths:
-            self.deaths.remove(job)
-            future.set_exception(Dead())
-        else:
-            self.did.append(job)
-            future.set_result(1)
+        for unit in left_of(self.run, job):
+            if unit.key in self.deaths:
+                self.deaths.remove(unit.key)
+                future.set_exception(Dead())
+                return future
+            self.did.append(unit.key)
+            write_unit(self.run, unit.key, [])
+        future.set_result(1)
         return future
 
     def died(self, error):
         return isinstance(error, Dead)
-
-
-def never(job, error):
-    raise AssertionError(f"{job} was given up")
 
 
 def jobs(unit, count):
@@ -66,49 +63,75 @@ def unit(small, tiny_pipe):
     return planned(small.parts[0], PromptSet("p", "P", small.parts[0].prompts), tiny_pipe, ("", "")).jobs[0][0]
 
 
-def test_every_job_is_done_once_by_some_worker(unit):
-    seats = [Seat(), Seat()]
-    deal(seats, jobs(unit, 7), lambda: None, never)
-    assert sorted(int(job[0].key) for seat in seats for job in seat.did) == list(range(7))
+def deal_all(seats, jobs):
+    deal(seats, jobs, seats[0].run, lambda: None)
+
+
+def test_every_job_is_done_once_by_some_worker(unit, tmp_path):
+    seats = [Seat(tmp_path), Seat(tmp_path)]
+    deal_all(seats, jobs(unit, 7))
+    assert sorted(int(key) for seat in seats for key in seat.did) == list(range(7))
     assert all(seat.did for seat in seats)
 
 
-def test_a_job_whose_worker_died_is_done_again_and_first(unit):
-    second = jobs(unit, 3)[1]
-    seat = Seat(deaths=[second, second])
-    deal([seat], jobs(unit, 3), lambda: None, never)
-    assert [job[0].key for job in seat.did] == ["0", "1", "2"]
+def test_a_job_whose_worker_died_is_done_again_and_first(unit, tmp_path):
+    seat = Seat(tmp_path, deaths=["1", "1"])
+    deal_all([seat], jobs(unit, 3))
+    assert seat.did == ["0", "1", "2"]
+    assert not failures(tmp_path)
+
+
+def job_of(unit, *keys):
+    return tuple(replace(unit, key=key) for key in keys)
 
 
 def test_the_batch_that_kills_three_workers_is_noted_as_failed_and_the_rest_goes_on(unit, tmp_path):
-    job = (replace(unit, key="before"), replace(unit, key="deadly"), replace(unit, key="after"))
-    write_unit(tmp_path, "before", [])
-    seat = Seat(deaths=[job] * 3)
-    deal([seat], [job, *jobs(unit, 2)], lambda: None, partial(given_up, tmp_path))
+    seat = Seat(tmp_path, deaths=["deadly"] * 3)
+    deal_all([seat], [job_of(unit, "before", "deadly", "after"), *jobs(unit, 2)])
     ((key, facts),) = failures(tmp_path).items()
     assert (key, facts["method"], facts["prompt"]) == ("deadly", unit.name, unit.prompt.text)
     assert facts["error"] == "Dead: 3 workers died at it, one after the other; is there enough memory?"
-    assert [[one.key for one in did] for did in seat.did] == [["after"], ["0"], ["1"]]
+    assert seat.did == ["before", "after", "0", "1"]
+
+
+def test_deaths_are_counted_for_each_batch_and_not_for_its_job(unit, tmp_path):
+    seat = Seat(tmp_path, deaths=["a", "b", "b", "c", "d", "d"])
+    deal_all([seat], [job_of(unit, *"abcd")])
+    assert seat.did == list("abcd")
+    assert not failures(tmp_path)
+
+
+def test_what_failed_is_not_tried_again_along_with_the_rest_of_its_job(unit, made, tmp_path):
+    write_failure(tmp_path, "a", {"error": "not today"})
+    here([job_of(unit, "a", "b")], Setup(tmp_path), lambda: None)
+    assert len(made) == 1
+    assert (done(tmp_path), set(failures(tmp_path))) == ({"b"}, {"a"})
 
 
 def test_three_such_batches_in_a_row_end_the_run(unit, tmp_path):
-    deadly = [job for job in jobs(unit, 3) for _ in range(3)]
     with pytest.raises(WorkersDied, match=r"3 workers died at the same batch, 3 times, .* of 'a cat and a dog'; is"):
-        deal([Seat(deaths=deadly)], jobs(unit, 5), lambda: None, partial(given_up, tmp_path))
+        deal_all([Seat(tmp_path, deaths=[*"012"] * 3)], jobs(unit, 5))
     assert set(failures(tmp_path)) == {"0", "1", "2"}
 
 
-def test_a_seat_that_nobody_takes_holds_up_no_job(unit):
+def test_a_batch_that_is_done_between_them_lets_it_go_on(unit, tmp_path):
+    seat = Seat(tmp_path, deaths=[*"013"] * 3)
+    deal_all([seat], [*jobs(unit, 2), job_of(unit, "2", "3"), job_of(unit, "4")])
+    assert set(failures(tmp_path)) == {"0", "1", "3"}
+    assert seat.did == ["2", "4"]
+
+
+def test_a_seat_that_nobody_takes_holds_up_no_job(unit, tmp_path):
     class Empty(Seat):
         def begun(self):
             return Future()
 
-    seats = [Empty(), Seat(deaths=jobs(unit, 1))]
-    deal(seats, jobs(unit, 4), lambda: None, never)
-    assert [job[0].key for job in seats[1].did] == ["0", "1", "2", "3"]
+    seats = [Empty(tmp_path), Seat(tmp_path, deaths=["0"])]
+    deal_all(seats, jobs(unit, 4))
+    assert seats[1].did == ["0", "1", "2", "3"]
 
 
-def test_workers_that_all_die_before_they_begin_end_the_run(unit):
+def test_workers_that_all_die_before_they_begin_end_the_run(unit, tmp_path):
     class Stillborn(Seat):
         def begun(self):
             future = Future()
@@ -116,19 +139,19 @@ def test_workers_that_all_die_before_they_begin_end_the_run(unit):
             return future
 
     with pytest.raises(WorkersDied, match="no worker lives long enough to begin: no torch here"):
-        deal([Stillborn(), Stillborn()], jobs(unit, 1), lambda: None, never)
-    seats = [Stillborn(), Seat()]
-    deal(seats, jobs(unit, 2), lambda: None, never)
+        deal_all([Stillborn(tmp_path), Stillborn(tmp_path)], jobs(unit, 1))
+    seats = [Stillborn(tmp_path), Seat(tmp_path)]
+    deal_all(seats, jobs(unit, 2))
     assert len(seats[1].did) == 2
 
 
-def test_any_other_error_is_the_callers(unit):
+def test_any_other_error_is_the_callers(unit, tmp_path):
     class Broken(Seat):
         def died(self, error):
             return False
 
     with pytest.raises(Dead):
-        deal([Broken(deaths=jobs(unit, 1))], jobs(unit, 2), lambda: None, never)
+        deal_all([Broken(tmp_path, deaths=["0"])], jobs(unit, 2))
 
 
 def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path, capfd):
