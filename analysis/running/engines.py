@@ -2,10 +2,12 @@
 
 Conventions: an engine is called with jobs and returns when each of their units is done or noted as failed. It calls
 `tick` now and then, in the calling thread. Nothing passes between workers but files, so a worker that dies loses the
-batch it was at, which another one makes again; a batch that kills one after the other is noted as failed.
+batch it was at, which another one makes again; a batch that kills one after the other is noted as failed. A worker that
+gives up gets no more jobs, and what it was at goes to the others.
 """
 
 import atexit
+import logging
 import multiprocessing
 import os
 import sys
@@ -25,12 +27,14 @@ from transformers.utils.logging import disable_progress_bar as disable_transform
 
 from analysis.running.ledger import left_of, write_failure
 from analysis.running.units import Job, Unit
-from analysis.running.worker import Setup, Worker, failure_facts
+from analysis.running.worker import Setup, Unfit, Worker, failure_facts
 
 Engine = Callable[[Sequence[Job], Setup, Callable[[], None]], None]
 EVERY = 0.5  # seconds between two looks at what is done
 TRIES = 3  # of one batch, by workers that die at it; and of one seat, at which they die before they have begun
 IN_A_ROW = 3  # batches that kill all who try them, with nothing done in between: then it is not the batches
+
+_logger = logging.getLogger(__name__)
 
 
 class WorkersDied(RuntimeError):
@@ -55,7 +59,11 @@ class Seat(Protocol):
 
 
 def here(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
-    """Do the jobs in this process, one after the other."""
+    """Do the jobs in this process, one after the other.
+
+    Raises:
+        Unfit: it cannot.
+    """
     with _settings_kept():
         worker = Worker(setup)
         for job in jobs:
@@ -100,7 +108,8 @@ def deal(seats: Sequence[Seat], jobs: Sequence[Job], run: Path, tick: Callable[[
         tick: is called now and then.
 
     Raises:
-        WorkersDied: that happened `IN_A_ROW` times with no batch done in between, or no seat has a worker that lives.
+        WorkersDied: that happened `IN_A_ROW` times with no batch done in between, or no seat has a worker that can
+            work.
     """
     Dealing(seats, jobs, run).until_done(tick)
 
@@ -139,8 +148,8 @@ class Dealing:
             raise error
         if tries + 1 < TRIES:
             self.beginning[seat.begun()] = seat, tries + 1
-        elif not (self.beginning or self.idle or self.running):
-            raise WorkersDied(f"no worker lives long enough to begin: {error}") from error
+        else:
+            self._one_fewer(f"no worker lives long enough to begin: {error}", error)
 
     def _has_done(self, future: Future[int]) -> None:
         seat, job, tries = self.running.pop(future)
@@ -149,12 +158,16 @@ class Dealing:
             self.in_a_row = 0
             self.idle.append(seat)
             return
+        left = left_of(self.run, job)
+        if len(left) < len(job):
+            tries = self.in_a_row = 0  # it was at work before
+        if isinstance(error, Unfit):
+            self._put_back(left, tries)
+            self._one_fewer(f"no worker can work: {error.args[0]}", error)  # Ray's str() of it is its traceback
+            return
         if not seat.died(error):
             raise error
         self.beginning[seat.begun()] = seat, 0
-        left = left_of(self.run, job)
-        if len(left) < len(job):
-            tries = self.in_a_row = 0  # it was at work before it died
         if tries + 1 < TRIES:
             self._put_back(left, tries + 1)
             return
@@ -170,6 +183,12 @@ class Dealing:
     def _put_back(self, job: Job, tries: int) -> None:
         if job:
             self.queue.insert(0, (job, tries))
+
+    def _one_fewer(self, why: str, error: BaseException) -> None:
+        """Go on without a seat; without any, end."""
+        if self.queue and not (self.beginning or self.idle or self.running):
+            raise WorkersDied(why) from error
+        _logger.warning("one worker fewer: %s", why.partition(": ")[2])
 
 
 def give_up(run: Path, unit: Unit, error: BaseException) -> None:

@@ -39,9 +39,37 @@ class How:
     data: Path = Path("data")
 
     def __post_init__(self) -> None:
-        """Refuse a shard that is none."""
+        """Refuse a device or a shard that is none."""
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device must be one of torch's, such as 'cpu' or 'cuda', got {self.device!r}") from None
         if self.shard is not None and not 1 <= self.shard[0] <= self.shard[1]:
             raise ValueError(f"a shard must be i/n with i from 1 to n, got {self.shard[0]}/{self.shard[1]}")
+
+
+def check_device(how: How) -> None:
+    """Refuse a device that no worker of this machine could compute on, before anything is made.
+
+    Raises:
+        ValueError: torch cannot compute on it.
+    """
+    if how.engine == "local" and (reason := _why_not(how.device)):
+        raise ValueError(f"device must be one that torch can compute on here, got {how.device!r}: {reason}")
+
+
+def scoring_device(how: How) -> str:
+    """Return where this process scores: on the workers' device if it is here, which a cluster's head may lack."""
+    return "cpu" if _why_not(how.device) else how.device
+
+
+def _why_not(device: str) -> str | None:
+    """Return why torch cannot compute on a device of this machine; None if it can."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        return str(error).partition("\n")[0]
+    return None
 
 
 def workers_of(how: How) -> int:

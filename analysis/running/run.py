@@ -17,7 +17,7 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.running.generation import generate_left, jobs_of
-from analysis.running.how import How
+from analysis.running.how import How, check_device, scoring_device
 from analysis.running.ledger import done, failures, forget_failures, rows_of
 from analysis.running.missing import Incomplete, listed, missing_cells
 from analysis.running.planning import draw_reference, prompts_of, reference_of
@@ -77,13 +77,15 @@ def run(
         console: where the plan and progress go.
 
     Raises:
-        ValueError: a prompt, a target, a method, or a model in the experiment's world does not fit; nothing is
-            generated then.
+        ValueError: a prompt, a target, a method, or a model in the experiment's world does not fit, or the device is
+            none of this machine's; nothing is generated then.
         Incomplete: cells are missing that are to be compared; all that could be made is there.
         OSError: the run would take more disk than it may, or than there is.
         FileNotFoundError: a model or an evaluator is not on this machine.
+        Unfit, WorkersDied: no worker can work, or workers die one after the other; what they had made is there.
     """
     how, console = how or How(), console or Console()
+    check_device(how)
     with console.status("loading models and prompts"):
         parts = _planned(experiment, how.data)
     spec = specification(experiment, parts)
@@ -103,7 +105,8 @@ def run(
         raise _incomplete(absent, folder, bool(failed))
     ledger = rows_of(folder)
     draw_reference(experiment, folder)  # here, where it is needed: shards run at the same time, in the same folder
-    found = [part_results(folder, experiment, one, ledger, reference, how.device, console) for one in parts]
+    device = scoring_device(how)
+    found = [part_results(folder, experiment, one, ledger, reference, device, console) for one in parts]
     unscored = [line for part in found for line in part.unscored]
     if unscored and not how.allow_missing:
         raise Incomplete(f"{listed(unscored)}; --allow-missing compares each method on what it has")

@@ -1,7 +1,8 @@
 """Who makes the images: a process that loads a model once, and does unit after unit.
 
 Conventions: first the images, then the trace, last the unit's own file: who finds that finds the rest. A unit that
-fails is noted with its traceback, and the next one is done.
+fails is noted with its traceback, and the next one is done. A worker that cannot load its model, or at which batch
+after batch fails, gives up: that is no batch's failure, and others may fare better.
 """
 
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from analysis.running.ledger import left_of, write_failure, write_unit
+from analysis.running.ledger import FAILURES, left_of, write_failure, write_unit
 from analysis.running.units import Job, Unit
 from metrics.machine import Timing, counting, timed
 from regulate import Request, generate
@@ -26,6 +27,11 @@ from tracer.sites import denoiser
 from tracer.store import Store
 
 TRACES = "traces"
+IN_A_ROW = 10  # batches that fail at a worker with none done in between: then it is not the batches
+
+
+class Unfit(RuntimeError):
+    """A worker cannot work, whatever it is given; its only argument says why."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +55,32 @@ class Worker:
     def __init__(self, setup: Setup):
         self.setup = setup
         self._loaded: tuple[tuple[str, str], DiffusionPipeline] | None = None
+        self._failed = 0  # in a row
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
         torch.set_flush_denormal(True)  # numbers that are almost zero cost the CPU a hundred times the others
 
     def do(self, job: Job) -> int:
-        """Do what of a job is neither done nor failed, and return how many units that were."""
+        """Do what of a job is neither done nor failed, and return how many units that were.
+
+        Raises:
+            Unfit: the model cannot be loaded here; or `IN_A_ROW` batches failed, which are noted.
+        """
         left = left_of(self.setup.run, job)
         for unit in left:
+            self._pipe(unit.model, unit.dtype)  # outside of what a batch can fail at
             try:
                 self._do(unit)
+                self._failed = 0
             except Exception as error:
                 said = f"{type(error).__name__}: {error}"
                 write_failure(self.setup.run, unit.key, failure_facts(unit, said, traceback.format_exc()))
+                self._failed += 1
+                if self._failed >= IN_A_ROW:
+                    raise Unfit(
+                        f"{IN_A_ROW} batches failed in a row on {self._place}, the last with {said}; "
+                        f"{self.setup.run / FAILURES} says more, --retry tries again"
+                    ) from error
         return len(left)
 
     def _do(self, unit: Unit) -> None:
@@ -94,8 +113,17 @@ class Worker:
     def _pipe(self, model: str, dtype: str) -> DiffusionPipeline:
         if self._loaded is None or self._loaded[0] != (model, dtype):
             self._loaded = None  # room for the next one
-            self._loaded = (model, dtype), load_pipeline(model, self.setup.device, getattr(torch, dtype))
+            try:
+                self._loaded = (model, dtype), load_pipeline(model, self.setup.device, getattr(torch, dtype))
+            except Exception as error:
+                raise Unfit(
+                    f"model {model!r} cannot be loaded on {self._place}: {type(error).__name__}: {error}"
+                ) from error
         return self._loaded[1]
+
+    @property
+    def _place(self) -> str:
+        return f"{self.setup.device} of {platform.node()}"
 
 
 def _generated(pipe: DiffusionPipeline, unit: Unit, draft: Path | None, found: list[Generated]) -> None:

@@ -44,6 +44,7 @@ def test_options_reach_the_runner(monkeypatch, tmp_path):
         (["emoji-tabel1"], "an experiment must be one of emoji-table1, "),
         (["emoji-dose", "--shard", "two"], "--shard must be i/n, such as 2/8, got 'two'"),
         (["emoji-dose", "--shard", "9/8"], "a shard must be i/n with i from 1 to n, got 9/8"),
+        (["emoji-dose", "--device", "cdua"], "device must be one of torch's"),
         (["table2", "--data", "/nowhere"], "--data says in which folder they are"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from io import StringIO
+from pathlib import Path
 
 from rich.console import Console
 
@@ -46,6 +47,12 @@ def traced(model: str) -> Experiment:
 def changed(experiment: Experiment, **facts: object) -> Experiment:
     """Return the experiment with another part."""
     return replace(experiment, parts=(replace(experiment.parts[0], **facts),))
+
+
+def folder(out: Path) -> Path:
+    """Return the only run in a folder."""
+    (found,) = out.iterdir()
+    return found
 
 
 @dataclass

@@ -17,7 +17,7 @@ from analysis.running.engines import WorkersDied, deal, here, local, on_card
 from analysis.running.ledger import done, failures, left_of, rows_of, write_failure, write_unit
 from analysis.running.ray_engine import PATIENCE, on_ray, telling
 from analysis.running.run import How
-from analysis.running.worker import Setup
+from analysis.running.worker import Setup, Unfit
 
 
 class Dead(Exception):
@@ -143,6 +143,25 @@ def test_workers_that_all_die_before_they_begin_end_the_run(unit, tmp_path):
     seats = [Stillborn(tmp_path), Seat(tmp_path)]
     deal_all(seats, jobs(unit, 2))
     assert len(seats[1].did) == 2
+
+
+class Unable(Seat):
+    """Its worker gives up at once."""
+
+    def submit(self, job):
+        future = Future()
+        future.set_exception(Unfit("model 'm' cannot be loaded on cuda of node-7: no driver"))
+        return future
+
+
+def test_a_worker_that_gives_up_takes_no_batch_with_it_and_the_others_go_on(unit, tmp_path, caplog):
+    seats = [Unable(tmp_path), Seat(tmp_path)]
+    deal_all(seats, jobs(unit, 5))
+    assert sorted(seats[1].did) == [*"01234"]
+    assert caplog.messages == ["one worker fewer: model 'm' cannot be loaded on cuda of node-7: no driver"]
+    with pytest.raises(WorkersDied, match="no worker can work: model 'm' cannot be loaded on cuda of node-7"):
+        deal_all([Unable(tmp_path), Unable(tmp_path)], [job_of(unit, "5")])
+    assert not failures(tmp_path)
 
 
 def test_any_other_error_is_the_callers(unit, tmp_path):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import HERE, PROMPTS, changed
+from small_runs import HERE, PROMPTS, changed, folder
 
 from analysis.outputs.method_results import method_tables
 from analysis.plan import animal_pairs
@@ -22,12 +22,6 @@ from tracer.capture import Capture
 from tracer.models import load_pipeline
 from tracer.pictures import digest
 from tracer.store import Store
-
-
-def folder(out):
-    """Return the only run in a folder."""
-    (found,) = out.iterdir()
-    return found
 
 
 def test_its_images_are_those_that_generate_makes(small, quiet, tmp_path):

@@ -1,0 +1,43 @@
+"""What ends a run before its end, and what is noted then."""
+
+from dataclasses import replace
+
+import pytest
+from small_runs import HERE, folder
+
+from analysis.running import worker
+from analysis.running.ledger import failures
+from analysis.running.run import How
+from analysis.running.worker import Unfit
+
+
+def test_a_model_that_no_worker_can_load_is_no_batchs_failure(small, quiet, made, monkeypatch, tmp_path):
+    def absent(*_):
+        raise OSError("no such weights")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "load_pipeline", absent)
+        with pytest.raises(Unfit, match=r"model .* cannot be loaded on cpu of .*: OSError: no such weights"):
+            quiet(small, tmp_path)
+    assert not failures(folder(tmp_path))
+    quiet(small, tmp_path)
+    assert len(made) == 6
+
+
+def test_batches_that_all_fail_end_the_run(small, quiet, monkeypatch, tmp_path):
+    def broken(*_):
+        raise RuntimeError("the card is lost")
+
+    monkeypatch.setattr(worker, "generate", broken)
+    monkeypatch.setattr(worker, "IN_A_ROW", 3)
+    with pytest.raises(Unfit, match=r"3 batches failed in a row on cpu of .*, the last with RuntimeError: the card is"):
+        quiet(small, tmp_path)
+    assert len(failures(folder(tmp_path))) == 3
+
+
+def test_a_device_that_is_none_is_refused_before_anything_is_made(small, quiet, tmp_path):
+    with pytest.raises(ValueError, match=r"device must be one of torch's, such as 'cpu' or 'cuda', got 'cdua'"):
+        How(device="cdua")
+    with pytest.raises(ValueError, match=r"device must be one that torch can compute on here, got 'meta': "):
+        quiet(small, tmp_path, replace(HERE, device="meta"))
+    assert not list(tmp_path.iterdir())
