@@ -6,8 +6,13 @@ from contextlib import contextmanager
 import duckdb
 import typer
 
+from analysis.running.engines import WorkersDied
+from analysis.running.worker import Unfit
 from tracer.database import TraceBusy
 from tracer.writer import TraceNotWritten
+
+# ImportError: an extra that is not installed, such as Ray.
+MENDABLE = (ValueError, OSError, ImportError, TraceBusy, TraceNotWritten, Unfit, WorkersDied, duckdb.Error)
 
 
 @contextmanager
@@ -15,6 +20,6 @@ def plainly() -> Iterator[None]:
     """Turn what a user can mend into one line and exit code 2."""
     try:
         yield
-    except (ValueError, OSError, TraceBusy, TraceNotWritten, duckdb.Error) as error:
+    except MENDABLE as error:
         typer.echo(f"attnreg: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None

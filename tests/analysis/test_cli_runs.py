@@ -7,6 +7,8 @@ from typer.testing import CliRunner
 
 from analysis import cli, cli_runs
 from analysis.experiments.catalogue import EXPERIMENTS
+from analysis.running.engines import WorkersDied
+from analysis.running.worker import Unfit
 
 
 def invoke(*arguments: str):
@@ -56,3 +58,13 @@ def test_what_cannot_be_run_is_said_in_a_line(arguments, said, tmp_path, monkeyp
     assert answer.exit_code == 2
     assert said in " ".join(answer.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error", [ImportError("Ray is no part"), WorkersDied("no room"), Unfit("no driver")])
+def test_who_cannot_work_is_said_in_a_line(error, monkeypatch, tmp_path):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr(cli_runs, "run_experiment", broken)
+    answer = invoke("run", "emoji-dose", "--out", str(tmp_path))
+    assert (answer.exit_code, answer.output) == (2, f"attnreg: {error}\n")
