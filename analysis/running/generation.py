@@ -7,7 +7,7 @@ from shutil import disk_usage
 from rich.console import Console
 
 from analysis.running.estimate import estimate, first_units, in_words, size_of
-from analysis.running.how import How, engine_of, threads_of, workers_of
+from analysis.running.how import How, engine_of, workers_of
 from analysis.running.ledger import done, failures, left_of, rows_of
 from analysis.running.progress import generating
 from analysis.running.units import Job, Planned, Unit, digest_of
@@ -24,13 +24,14 @@ def _mine(job: Job, shard: tuple[int, int]) -> bool:
     return int(digest_of({"part": job[0].part, "prompt": job[0].prompt.id}), 16) % shard[1] == shard[0] - 1
 
 
-def generate_left(folder: Path, jobs: Sequence[Job], how: How, console: Console) -> None:
+def generate_left(folder: Path, jobs: Sequence[Job], how: How, threads: int | None, console: Console) -> None:
     """Make what of some jobs is neither done nor failed; after a dry run, say what is left.
 
     Args:
         folder: of the run.
         jobs: of this call.
         how: workers, engine, limits.
+        threads: of a worker on the CPU.
         console: where progress and failures are shown.
 
     Raises:
@@ -40,8 +41,8 @@ def generate_left(folder: Path, jobs: Sequence[Job], how: How, console: Console)
     left = [unit for job in jobs for unit in job]
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]
-    workers = workers_of(how)
-    setup = Setup(folder.resolve(), how.device, threads_of(how, workers))  # workers may be in another folder
+    workers = workers_of(how, threads)
+    setup = Setup(folder.resolve(), how.device, threads)  # workers may be in another folder
 
     def check(waiting: Sequence[Unit]) -> None:
         check_disk(folder, left if how.dry else waiting, how)

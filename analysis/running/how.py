@@ -12,7 +12,12 @@ from analysis.running.engines import Engine, here, local
 
 @dataclass(frozen=True)
 class How:
-    """How an experiment is run; nothing of this changes its results.
+    """How an experiment is run.
+
+    Images do not depend on who makes them. By rounding they depend on the kind of device, and on the CPU on how many
+    threads a worker computes with; methods that move latents by gradients let rounding grow. So a run keeps the number
+    of its first call, whoever goes on with it: one with `shard` and on Ray, else the cores shared out to the workers,
+    and in this process what torch is set to.
 
     Attributes:
         workers: processes; 0 to work in this one, None for one a core, or one a graphics card.
@@ -72,18 +77,28 @@ def _why_not(device: str) -> str | None:
     return None
 
 
-def workers_of(how: How) -> int:
-    """Return how many processes work beside this one; 0 for none."""
+def first_threads(how: How) -> int | None:
+    """Return with how many threads a worker computes on the CPU if this is a run's first call; None on other devices.
+
+    A job of an array and a Ray actor count on one core: how many this machine has says nothing of the others.
+    """
+    if torch.device(how.device).type != "cpu":
+        return None
+    if how.engine == "ray" or how.shard is not None:
+        return 1
+    if how.workers == 0:
+        return torch.get_num_threads()
+    cores = os.cpu_count() or 1
+    return max(1, cores // (how.workers or cores))
+
+
+def workers_of(how: How, threads: int | None) -> int:
+    """Return how many processes work beside this one, with so many threads each; 0 for none."""
     if how.workers is not None:
-        return how.workers
-    return max(torch.cuda.device_count(), 1) if how.device.startswith("cuda") else os.cpu_count() or 1
-
-
-def threads_of(how: How, workers: int) -> int | None:
-    """Return with how many threads each computes on the CPU; None to leave them as they are."""
-    if how.engine == "ray" and how.device == "cpu":
-        return 1  # the CPU that an actor reserves; how many this machine has says nothing of the cluster's
-    return None if how.device != "cpu" or workers == 0 else max(1, (os.cpu_count() or 1) // workers)
+        return max(how.workers, 1) if how.engine == "ray" else how.workers
+    if how.device.startswith("cuda"):
+        return max(torch.cuda.device_count(), 1)
+    return max(1, (os.cpu_count() or 1) // (threads or 1))
 
 
 def engine_of(how: How, workers: int) -> Engine:
@@ -91,5 +106,5 @@ def engine_of(how: How, workers: int) -> Engine:
     if how.engine == "ray":
         from analysis.running.ray_engine import on_ray
 
-        return on_ray(max(workers, 1), how.address)
+        return on_ray(workers, how.address)
     return local(workers) if workers else here

@@ -25,7 +25,7 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
     A cluster that has room for fewer is used as it is: an actor gets jobs when it is there.
 
     Args:
-        workers: actors; each reserves a CPU, or a graphics card where models run on one.
+        workers: actors; each reserves the CPUs of its threads, or a graphics card where models run on one.
         address: of the cluster; "local" begins one on this machine.
 
     Raises:
@@ -43,7 +43,7 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
         began = not ray.is_initialized()
         if began:
             ray.init(address=address, log_to_driver=False)
-        needs = {"num_gpus": 1} if setup.device.startswith("cuda") else {"num_cpus": 1}
+        needs = needs_of(setup.device, setup.threads)
         actor = ray.remote(**needs)(Worker)
         seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
         try:
@@ -55,6 +55,11 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
                 ray.shutdown()
 
     return engine
+
+
+def needs_of(device: str, threads: int | None) -> dict[str, int]:
+    """Return what an actor reserves."""
+    return {"num_gpus": 1} if device.startswith("cuda") else {"num_cpus": threads or 1}
 
 
 def telling(

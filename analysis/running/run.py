@@ -17,7 +17,7 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.running.generation import generate_left, jobs_of
-from analysis.running.how import How, check_device, scoring_device
+from analysis.running.how import How, check_device, first_threads, scoring_device
 from analysis.running.ledger import done, failures, forget_failures, rows_of
 from analysis.running.missing import Incomplete, listed, missing_cells
 from analysis.running.planning import draw_reference, prompts_of, reference_of
@@ -90,13 +90,20 @@ def run(
         parts = _planned(experiment, how.data)
     spec = specification(experiment, parts)
     folder = Path(out) / folder_name(experiment, spec)
-    notes = [f"since this run was begun: {change}" for change in begin(folder, spec)]
+    asked = first_threads(how)
+    begun = begin(folder, spec, asked)
+    notes = [f"since this run was begun: {change}" for change in begun.changes]
     _tell(console, experiment, folder, parts, notes)
+    if begun.threads != asked:
+        console.print(
+            f"  threads of a worker: {begun.threads}, as in this run's first call; this one would have taken {asked}",
+            highlight=False,
+        )
     reference = reference_of(experiment, how.data, folder)
     _check_whole(parts, how)
     if how.retry:
         forget_failures(folder)
-    generate_left(folder, jobs_of(parts, how.shard), how, console)
+    generate_left(folder, jobs_of(parts, how.shard), how, begun.threads, console)
     if how.dry or how.shard:
         return None
     there, failed = done(folder), failures(folder)

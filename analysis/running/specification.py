@@ -1,20 +1,22 @@
 """What identifies a run: all that its images depend on, and what its folder is named after.
 
-Conventions: ``spec.json`` says it; ``env.json``, which is no part of it, says on what it was begun.
+Conventions: ``spec.json`` says it; ``env.json``, which is no part of it, says on what it was begun, and with how many
+threads its workers compute on the CPU.
 """
 
 import json
-import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 
 from analysis.experiments.experiment import Experiment
+from analysis.running.ledger import rows_of
 from analysis.running.units import Planned, digest_of, fitting
 
 LIBRARIES = ("attnreg", "diffusers", "duckdb", "lpips", "open_clip_torch", "torch", "torch-fidelity", "transformers")
@@ -58,27 +60,67 @@ def environment() -> dict[str, Any]:
     }
 
 
-def begin(run: Path, spec: Mapping[str, Any]) -> list[str]:
-    """Make a run's folder, or find it, and return how this environment differs from the one it was begun in.
+@dataclass(frozen=True)
+class Begun:
+    """What is known of a run's first call.
+
+    Attributes:
+        threads: that each of the run's workers computes with on the CPU; None if this call is for another device.
+        changes: how this environment differs from the one that the run was begun in.
+    """
+
+    threads: int | None
+    changes: tuple[str, ...]
+
+
+def begin(run: Path, spec: Mapping[str, Any], threads: int | None) -> Begun:
+    """Make a run's folder, or find it, and return what is known of its first call.
+
+    Args:
+        run: its folder.
+        spec: what identifies it.
+        threads: that a worker would compute with on the CPU if this call were the first; None on other devices.
 
     Raises:
         ValueError: the folder holds a run of another specification.
     """
     run.mkdir(parents=True, exist_ok=True)
-    known, now = run / "spec.json", environment()
-    text = json.dumps(spec, indent=1, sort_keys=True, default=str) + "\n"
-    if known.is_file():
-        if known.read_text(encoding="utf-8") != text:
-            raise ValueError(f"{run} holds a run of another specification; give another folder")
-        before = json.loads((run / "env.json").read_text(encoding="utf-8"))["versions"]
-        return [
-            f"{name} {before.get(name)} -> {new}" for name, new in now["versions"].items() if before.get(name) != new
-        ]
-    for file, content in (("env.json", json.dumps(now, indent=1) + "\n"), ("spec.json", text)):
-        partial = run / f".{file}.{os.getpid()}.partial"
-        partial.write_text(content, encoding="utf-8")
-        partial.replace(run / file)
-    return []
+    known, about, now = run / "spec.json", run / "env.json", environment()
+    text = _json(spec)
+    if not known.is_file():
+        _write(about, _json(now | ({} if threads is None else {"threads": threads})))
+        _write(known, text)
+    if known.read_text(encoding="utf-8") != text:
+        raise ValueError(f"{run} holds a run of another specification; give another folder")
+    before = json.loads(about.read_text(encoding="utf-8"))
+    if threads is not None and "threads" not in before:
+        before |= {"threads": _usual_threads(run) or threads}
+        _write(about, _json(before))
+    return Begun(None if threads is None else before["threads"], tuple(_changes(before, now)))
+
+
+def _usual_threads(run: Path) -> int | None:
+    """Return with how many threads the batches of a run were made that does not say so; None if there are none."""
+    rows = rows_of(run)
+    found = rows.loc[rows["device"] == "cpu", "threads"].mode()
+    return int(found.iat[0]) if len(found) else None
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for name, new in now["versions"].items():
+        if (old := before["versions"].get(name)) != new:
+            yield f"{name} {old} -> {new}"
+
+
+def _json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; others may write the same."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _version(name: str) -> str:

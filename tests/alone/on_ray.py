@@ -32,7 +32,7 @@ def kill_one(out: Path) -> None:
     end = time.monotonic() + 300
     while time.monotonic() < end:
         runs = list(out.glob("small-*"))
-        if runs and 2 <= len(done(runs[0])) < 14 and len(found := workers()) == 2:
+        if runs and 2 <= len(done(runs[0])) < 20 and len(found := workers()) == 2:
             os.kill(found[0], signal.SIGKILL)
             (out / "killed").write_text(str(found[0]))
             return

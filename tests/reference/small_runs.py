@@ -19,6 +19,7 @@ PROMPTS = tuple(
 )
 HERE = How(workers=0)
 KEPT = Capture(tokens="targets", heads="mean", steps=(0, 1, 3))
+BEGUN = How(workers=0, shard=(1, 1), dry=True)  # a first call, for workers of one thread, whatever machine this is
 
 
 def small(model: str) -> Experiment:
@@ -29,8 +30,10 @@ def small(model: str) -> Experiment:
 
 
 def eight(model: str) -> Experiment:
-    """Return the same on eight prompts and a few more steps: long enough to be interrupted."""
-    return changed(small(model), prompts=animal_pairs()[:8], steps=6)
+    """Return eight prompts, with a method that moves latents by gradients: long enough to be interrupted."""
+    one = small(model)
+    methods = {**one.parts[0].methods, "attend": METHODS["attend-and-excite-fixed"]}
+    return changed(one, prompts=animal_pairs()[:8], steps=6, methods=methods)
 
 
 def traced(model: str) -> Experiment:

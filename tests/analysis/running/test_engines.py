@@ -173,9 +173,21 @@ def test_any_other_error_is_the_callers(unit, tmp_path):
         deal_all([Broken(tmp_path, deaths=["0"])], jobs(unit, 2))
 
 
-def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp_path, capfd):
+@pytest.fixture
+def two_threads():
+    """What this process computes with; workers are not to."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, two_threads, tmp_path, capfd):
     eight = small_runs.eight(small.parts[0].model)
+    for out in ("alone", "both"):
+        quiet(eight, tmp_path / out, small_runs.BEGUN)
     alone = quiet(eight, tmp_path / "alone")
+    assert "threads of a worker: 1, as in this run's first call; this one would have taken 2" in quiet.said
     killed = []
 
     def kill() -> None:
@@ -183,7 +195,7 @@ def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp
         while time.monotonic() < end and not killed:
             runs = list((tmp_path / "both").glob("small-*"))
             workers = multiprocessing.active_children()
-            if runs and 2 <= len(done(runs[0])) < 14 and len(workers) == 2:
+            if runs and 4 <= len(done(runs[0])) < 20 and len(workers) == 2:
                 os.kill(workers[0].pid, signal.SIGKILL)
                 killed.append(workers[0].pid)
             time.sleep(0.02)
@@ -199,6 +211,7 @@ def test_a_run_goes_on_when_one_of_its_two_processes_is_killed(small, quiet, tmp
     assert len(killed) == 1
     assert both.parts[0].board.equals(alone.parts[0].board)
     assert set(rows_of(both.run)["unit"]) == set(rows_of(alone.run)["unit"])
+    assert {*rows_of(both.run)["threads"], *rows_of(alone.run)["threads"]} == {1}
     assert not both.failed
 
 

@@ -1,8 +1,12 @@
 """On which device, by whom, with how many threads."""
 
+import json
+
 import pytest
 
-from analysis.running.how import How, check_device, scoring_device
+from analysis.running.how import How, check_device, first_threads, scoring_device, workers_of
+from analysis.running.ledger import write_unit
+from analysis.running.specification import Begun, begin
 
 
 def test_a_device_of_a_cluster_need_not_be_here_and_scores_are_made_on_the_cpu_then():
@@ -12,3 +16,41 @@ def test_a_device_of_a_cluster_need_not_be_here_and_scores_are_made_on_the_cpu_t
     assert scoring_device(How()) == "cpu"
     with pytest.raises(ValueError, match="device must be one that torch can compute on here, got 'meta'"):
         check_device(How(device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("facts", "threads", "workers"),
+    [
+        ({}, 1, 8),
+        ({"workers": 3}, 2, 3),
+        ({"workers": 99}, 1, 99),
+        ({"workers": 0}, 5, 0),
+        ({"shard": (1, 2), "workers": 2}, 1, 2),
+        ({"engine": "ray", "workers": 2}, 1, 2),
+        ({"device": "meta"}, None, 8),
+    ],
+)
+def test_the_first_call_shares_the_cores_out(facts, threads, workers, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 5)
+    how = How(**facts)
+    assert (first_threads(how), workers_of(how, threads)) == (threads, workers)
+
+
+def test_a_later_call_has_as_many_workers_as_there_are_cores_for(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert workers_of(How(), 4) == 2
+    assert workers_of(How(), 99) == 1
+
+
+def test_a_run_keeps_the_threads_of_its_first_call_on_the_cpu(tmp_path):
+    assert begin(tmp_path, {}, None).threads is None
+    assert begin(tmp_path, {}, 3) == begin(tmp_path, {}, 1) == Begun(3, ())
+    assert begin(tmp_path, {}, None).threads is None
+    assert json.loads((tmp_path / "env.json").read_text())["threads"] == 3
+
+
+def test_a_run_that_does_not_say_so_has_the_threads_of_its_batches(tmp_path):
+    begin(tmp_path, {}, None)
+    write_unit(tmp_path, "a", [{"unit": "a", "seed": 0, "device": "cpu", "threads": 3}])
+    assert begin(tmp_path, {}, 1).threads == 3
