@@ -4,11 +4,13 @@ Conventions: ``spec.json`` says it; ``env.json``, which is no part of it, says o
 threads its workers compute on the CPU.
 """
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,6 +22,7 @@ from analysis.running.ledger import rows_of
 from analysis.running.units import Planned, digest_of, fitting
 
 LIBRARIES = ("attnreg", "diffusers", "duckdb", "lpips", "open_clip_torch", "torch", "torch-fidelity", "transformers")
+MAKERS = ("regulate", "tracer")  # our packages that images are made by
 
 
 def specification(experiment: Experiment, parts: Sequence[Planned]) -> dict[str, Any]:
@@ -51,8 +54,9 @@ def folder_name(experiment: Experiment, spec: Mapping[str, Any]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Return on what a run is made: libraries and machine."""
+    """Return on what a run is made: libraries, our own code, and the machine."""
     return {
+        "code": _code(),
         "versions": {name: _version(name) for name in LIBRARIES},
         "python": platform.python_version(),
         "machine": platform.platform(),
@@ -110,6 +114,18 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]
     for name, new in now["versions"].items():
         if (old := before["versions"].get(name)) != new:
             yield f"{name} {old} -> {new}"
+    if before.get("code", now["code"]) != now["code"]:
+        yield f"the code of {' or '.join(MAKERS)} has changed"
+
+
+def _code() -> str:
+    """Return a hash of the sources that make images, in a checkout and in an installed wheel alike."""
+    found = hashlib.blake2b(digest_size=8)
+    for package in MAKERS:
+        folder = Path(str(files(package)))
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{package}/{path.relative_to(folder).as_posix()}\n".encode() + path.read_bytes())
+    return found.hexdigest()
 
 
 def _json(facts: Mapping[str, Any]) -> str:

@@ -239,7 +239,12 @@ def test_what_changed_on_the_machine_since_is_said(small, quiet, tmp_path):
     facts = json.loads(file.read_text())
     file.write_text(json.dumps(facts | {"versions": facts["versions"] | {"diffusers": "0.1"}}))
     results = quiet(small, tmp_path)
+    assert len(results.notes) == 1
     assert results.notes[0].startswith("since this run was begun: diffusers 0.1 -> ")
+    file.write_text(json.dumps(facts | {"code": "0" * 16}))
+    notes = ("since this run was begun: the code of regulate or tracer has changed",)
+    assert quiet(small, tmp_path).notes == notes
+    assert f"beware: {notes[0]}" in quiet.said
 
 
 def test_an_engine_in_this_process_leaves_its_settings_as_they_were(small, quiet, tmp_path):
