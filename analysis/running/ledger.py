@@ -11,9 +11,10 @@ All files are one query: ``FROM read_parquet('units/*.parquet')``.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pandas as pd
 import pyarrow as pa
@@ -50,7 +51,7 @@ def write_unit(run: Path, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Note a unit as done, and forget that it failed before."""
     folder = run / UNITS
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{key}.{os.getpid()}.partial"
+    partial = folder / f".{key}.{uuid4().hex[:8]}.partial"
     write_table(pa.Table.from_pylist([dict(row) for row in rows], SCHEMA), partial)
     partial.replace(folder / f"{key}.parquet")
     (run / FAILURES / f"{key}.json").unlink(missing_ok=True)
@@ -60,7 +61,7 @@ def write_failure(run: Path, key: str, facts: Mapping[str, Any]) -> None:
     """Note that a unit failed, and why."""
     folder = run / FAILURES
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{key}.{os.getpid()}.partial"
+    partial = folder / f".{key}.{uuid4().hex[:8]}.partial"
     partial.write_text(json.dumps(dict(facts), indent=1) + "\n", encoding="utf-8")
     partial.replace(folder / f"{key}.json")
 
@@ -87,10 +88,16 @@ def left_of(run: Path, job: Job) -> Job:
     return tuple(unit for unit in job if unit.key not in past)
 
 
-def forget_failures(run: Path) -> None:
-    """Let the units that failed be tried again."""
-    for key in _keys(run / FAILURES, ".json"):
+def forget_failures(run: Path, keys: Iterable[str]) -> None:
+    """Let units that failed be tried again."""
+    for key in keys:
         (run / FAILURES / f"{key}.json").unlink(missing_ok=True)
+
+
+def forget(run: Path, keys: Iterable[str]) -> None:
+    """Take units for not done, whatever lies there of them."""
+    for key in keys:
+        (run / UNITS / f"{key}.parquet").unlink(missing_ok=True)
 
 
 def rows_of(run: Path) -> pd.DataFrame:

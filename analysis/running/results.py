@@ -15,6 +15,7 @@ from rich.console import Console
 
 from analysis.experiments.experiment import Experiment
 from analysis.plan import PLAIN
+from analysis.running.lost import is_whole, refuse_changed
 from analysis.running.units import Cell, Planned, file_name, fitting
 from analysis.running.worker import TRACES
 from analysis.score_folders import chosen_protocols, compares_sets, reference_pictures, score_pictures, set_rows
@@ -113,6 +114,9 @@ def part_results(
         reference: folder of images that sets are compared with: those that the prompts name, else all; None for none.
         device: where evaluators run.
         console: where progress goes.
+
+    Raises:
+        Incomplete: images are not as they were made.
     """
     methods = fitting(one)
     images = _images(run, one, ledger)
@@ -122,6 +126,7 @@ def part_results(
     with Store.create(file) as store:
         merge(store, _traces(run, one))
         report = score_pictures(store, pictures, chosen, PLAIN, console, {"device": device})
+        refuse_changed(run, store, images)
         sets = pd.DataFrame()
         if reference:
             references = _references(one, reference)
@@ -159,7 +164,7 @@ def _own(run: Path, one: Planned, cell: Cell, path: str) -> str:
     """Return where a cell's image lies, copied there if another cell made it."""
     folder = f"images/{one.part.name}/{file_name(cell.method)}/{file_name(cell.prompt.id)}"
     mine = f"{folder}/{Path(path).name}"
-    if mine != path and not (run / mine).is_file():
+    if mine != path and not is_whole(run / mine):
         (run / folder).mkdir(parents=True, exist_ok=True)
         partial = run / folder / f".{Path(path).name}.{uuid4().hex[:8]}.partial"
         shutil.copyfile(run / path, partial)

@@ -19,6 +19,7 @@ from analysis.experiments.experiment import Experiment
 from analysis.running.generation import generate_left, jobs_of
 from analysis.running.how import How, check_device, first_threads, scoring_device
 from analysis.running.ledger import done, failures, forget_failures, rows_of
+from analysis.running.lost import forget_lost
 from analysis.running.missing import Incomplete, listed, missing_cells
 from analysis.running.planning import draw_reference, prompts_of, reference_of
 from analysis.running.results import PartResults, part_results
@@ -101,9 +102,13 @@ def run(
         )
     reference = reference_of(experiment, how.data, folder)
     _check_whole(parts, how)
+    jobs = jobs_of(parts, how.shard)
+    keys = {unit.key for job in jobs for unit in job}
     if how.retry:
-        forget_failures(folder)
-    generate_left(folder, jobs_of(parts, how.shard), how, begun.threads, console)
+        forget_failures(folder, keys)
+    for line in forget_lost(folder, keys):
+        console.print(f"made again: {line}", style="yellow", markup=False)
+    generate_left(folder, jobs, how, begun.threads, console)
     if how.dry or how.shard:
         return None
     there, failed = done(folder), failures(folder)

@@ -41,7 +41,7 @@ def test_a_failure_is_forgotten_when_asked_or_when_it_is_mended(tmp_path):
     assert failures(tmp_path) == {"a": {"error": "no"}, "b": {"error": "neither"}}
     write_unit(tmp_path, "a", rows("a"))
     assert list(failures(tmp_path)) == ["b"]
-    forget_failures(tmp_path)
+    forget_failures(tmp_path, {"b"})
     assert failures(tmp_path) == {}
 
 
