@@ -8,8 +8,10 @@ import typer
 from rich.console import Console
 
 from analysis.experiments.catalogue import EXPERIMENTS, experiment
+from analysis.experiments.experiment import Experiment
 from analysis.outputs.publish import publish
 from analysis.plain_errors import plainly
+from analysis.running.missing import BatchesFailed
 from analysis.running.run import How
 from analysis.running.run import run as run_experiment
 
@@ -45,8 +47,10 @@ def run_command(
     ] = False,
     disk: Annotated[float | None, typer.Option(help="Gigabytes that the run may take.")] = None,
 ) -> None:
-    """Run an experiment: images, traces, scores, tables, figures, a page; resumes where it was stopped."""
-    console = Console()
+    """Run an experiment: images, traces, scores, tables, figures, a page; resumes where it was stopped.
+
+    Exit status 1 if batches failed, 2 if it cannot be run or its methods cannot be compared.
+    """
     with plainly():
         how = How(
             workers=workers,
@@ -60,10 +64,7 @@ def run_command(
             disk=None if disk is None else int(disk * 1e9),
             data=data,
         )
-        results = run_experiment(experiment(name), out, how, console)
-        if results is not None:
-            page = publish(results, console)
-            console.print(f"The page: {page}", soft_wrap=True, highlight=False)
+        raise typer.Exit(_run(experiment(name), out, how))
 
 
 @runs.command("experiments")
@@ -76,6 +77,21 @@ def experiments_command() -> None:
             typer.echo(f"    {part.title}: {len(part.seeds)} seeds a prompt, {methods}, {part.model}")
         if one.takes:
             typer.echo(f"    {one.takes}")
+
+
+def _run(one: Experiment, out: Path, how: How) -> int:
+    """Run an experiment, write its page, and return the exit status."""
+    console = Console()
+    try:
+        results = run_experiment(one, out, how, console)
+    except BatchesFailed as error:
+        typer.echo(f"attnreg: {error}", err=True)
+        return 1
+    if results is None:
+        return 0
+    page = publish(results, console)
+    console.print(f"The page: {page}", soft_wrap=True, highlight=False)
+    return 1 if results.failed else 0
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

@@ -37,6 +37,7 @@ def generate_left(folder: Path, jobs: Sequence[Job], how: How, threads: int | No
     Raises:
         OSError: more disk is needed than the run may take, or than there is.
     """
+    mine = {unit.key for job in jobs for unit in job}
     jobs = [job for job in (left_of(folder, job) for job in jobs) if job]
     left = [unit for job in jobs for unit in job]
     if how.dry:
@@ -53,7 +54,7 @@ def generate_left(folder: Path, jobs: Sequence[Job], how: How, threads: int | No
             engine_of(how, workers)(jobs, setup, tick)
     if how.dry:
         _tell_left(folder, left, workers or 1, console)
-    for facts in failures(folder).values():
+    for facts in (facts for key, facts in failures(folder).items() if key in mine):
         console.print(
             f"failed: {facts['method']} on {facts['prompt']!r}: {facts['error']}", style="yellow", markup=False
         )

@@ -1,7 +1,9 @@
 """Cells of the plan that have no images: what they are called, and a comparison refused because of them."""
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
+from analysis.running.ledger import FAILURES
 from analysis.running.units import Planned, fitting
 
 SHOWN = 10  # missing cells that an error names
@@ -9,6 +11,10 @@ SHOWN = 10  # missing cells that an error names
 
 class Incomplete(ValueError):
     """Methods that were to be compared lack images of some prompts."""
+
+
+class BatchesFailed(Incomplete):
+    """Images are missing because batches failed, in this call or an earlier one."""
 
 
 def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
@@ -30,3 +36,10 @@ def listed(absent: Sequence[str]) -> str:
     """Return the first of what is missing in a sentence."""
     more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
     return f"cells are missing: {'; '.join(absent[:SHOWN])}{more}"
+
+
+def incomplete(absent: Sequence[str], folder: Path, failed: bool) -> Incomplete:
+    """Return the error that refuses a comparison, or says that some of what was to be compared failed."""
+    again = f"; {folder / FAILURES} says why, --retry tries again" if failed else ""
+    kind = BatchesFailed if failed else Incomplete
+    return kind(f"{listed(absent)}{again}; --allow-missing compares each method on what it has")

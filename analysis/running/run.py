@@ -18,9 +18,9 @@ from rich.console import Console
 from analysis.experiments.experiment import Experiment
 from analysis.running.generation import generate_left, jobs_of
 from analysis.running.how import How, check_device, first_threads, scoring_device
-from analysis.running.ledger import done, failures, forget_failures, rows_of
+from analysis.running.ledger import FAILURES, done, failures, forget_failures, rows_of
 from analysis.running.lost import forget_lost
-from analysis.running.missing import Incomplete, listed, missing_cells
+from analysis.running.missing import BatchesFailed, Incomplete, incomplete, listed, missing_cells
 from analysis.running.planning import draw_reference, prompts_of, reference_of
 from analysis.running.results import PartResults, part_results
 from analysis.running.specification import begin, folder_name, specification
@@ -80,7 +80,8 @@ def run(
     Raises:
         ValueError: a prompt, a target, a method, or a model in the experiment's world does not fit, or the device is
             none of this machine's; nothing is generated then.
-        Incomplete: cells are missing that are to be compared; all that could be made is there.
+        Incomplete: cells are missing that are to be compared, or images are not as they were made; all that could be
+            made is there. `BatchesFailed`, which is one, where that is the reason, and of a shard.
         OSError: the run would take more disk than it may, or than there is.
         FileNotFoundError: a model or an evaluator is not on this machine.
         Unfit, WorkersDied: no worker can work, or workers die one after the other; what they had made is there.
@@ -109,12 +110,15 @@ def run(
     for line in forget_lost(folder, keys):
         console.print(f"made again: {line}", style="yellow", markup=False)
     generate_left(folder, jobs, how, begun.threads, console)
+    failed = {key: facts for key, facts in failures(folder).items() if key in keys}
+    if how.shard and failed and not how.dry:
+        raise BatchesFailed(f"{len(failed)} batches failed; {folder / FAILURES} says why, --retry tries again")
     if how.dry or how.shard:
         return None
-    there, failed = done(folder), failures(folder)
+    there = done(folder)
     absent = [line for one in parts for line in missing_cells(one, there)]
     if absent and not how.allow_missing:
-        raise _incomplete(absent, folder, bool(failed))
+        raise incomplete(absent, folder, bool(failed))
     ledger = rows_of(folder)
     draw_reference(experiment, folder)  # here, where it is needed: shards run at the same time, in the same folder
     device = scoring_device(how)
@@ -179,8 +183,3 @@ def _check_whole(parts: Sequence[Planned], how: How) -> None:
     absent = [line for one in parts for line in missing_cells(one, everything)]
     if absent and not how.allow_missing:
         raise Incomplete(f"{listed(absent)}; --allow-missing compares each method on the prompts that it can act on")
-
-
-def _incomplete(absent: Sequence[str], folder: Path, failed: bool) -> Incomplete:
-    again = f"; {folder / 'failures'} says why, --retry tries again" if failed else ""
-    return Incomplete(f"{listed(absent)}{again}; --allow-missing compares each method on what it has")

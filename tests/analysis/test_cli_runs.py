@@ -1,6 +1,7 @@
 """`attnreg run` and `attnreg experiments`: thin, documented, and brief about what went wrong."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -8,6 +9,7 @@ from typer.testing import CliRunner
 from analysis import cli, cli_runs
 from analysis.experiments.catalogue import EXPERIMENTS
 from analysis.running.engines import WorkersDied
+from analysis.running.missing import BatchesFailed
 from analysis.running.worker import Unfit
 
 
@@ -58,6 +60,21 @@ def test_what_cannot_be_run_is_said_in_a_line(arguments, said, tmp_path, monkeyp
     assert answer.exit_code == 2
     assert said in " ".join(answer.output.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_batches_that_failed_make_exit_status_1(monkeypatch, tmp_path):
+    def broken(*_):
+        raise BatchesFailed("2 batches failed")
+
+    monkeypatch.setattr(cli_runs, "run_experiment", broken)
+    answer = invoke("run", "emoji-dose", "--out", str(tmp_path))
+    assert (answer.exit_code, answer.output) == (1, "attnreg: 2 batches failed\n")
+    found = SimpleNamespace(failed={"key": {}})
+    monkeypatch.setattr(cli_runs, "run_experiment", lambda *_: found)
+    monkeypatch.setattr(cli_runs, "publish", lambda *_: tmp_path)
+    assert invoke("run", "emoji-dose", "--allow-missing").exit_code == 1
+    found.failed.clear()
+    assert invoke("run", "emoji-dose", "--allow-missing").exit_code == 0
 
 
 @pytest.mark.parametrize("error", [ImportError("Ray is no part"), WorkersDied("no room"), Unfit("no driver")])

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 import pytest
-from small_runs import HERE, folder
+from small_runs import HERE, changed, folder
 
+from analysis.plan import animal_pairs
 from analysis.running import worker
 from analysis.running.ledger import failures
+from analysis.running.missing import BatchesFailed
 from analysis.running.run import How
 from analysis.running.worker import Unfit
 
@@ -41,3 +43,18 @@ def test_a_device_that_is_none_is_refused_before_anything_is_made(small, quiet, 
     with pytest.raises(ValueError, match=r"device must be one that torch can compute on here, got 'meta': "):
         quiet(small, tmp_path, replace(HERE, device="meta"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_shard_says_which_of_its_batches_failed_and_tries_no_others_again(small, quiet, made, monkeypatch, tmp_path):
+    small = changed(small, prompts=animal_pairs()[:8], seeds=(0,))
+    shards = [replace(HERE, shard=(number, 2)) for number in (1, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "IN_A_ROW", 99)
+        patch.setattr(worker, "generate", lambda *_: 1 / 0)
+        for how in shards:
+            with pytest.raises(BatchesFailed, match=r"^\d batches failed; .*failures says why, --retry tries again"):
+                quiet(small, tmp_path, how)
+            assert quiet.said.count("failed:") < 16  # not the other's
+    assert len(failures(folder(tmp_path))) == 16
+    assert quiet(small, tmp_path, replace(shards[0], retry=True)) is None
+    assert 0 < len(failures(folder(tmp_path))) == 16 - len(made) < 16
