@@ -171,6 +171,13 @@ def _notices(results: RunResults) -> Iterator[Notice]:
         for method, count in Counter(cells.loc[cells["standing"] == "no-op", "method"]).items():
             total = int((cells["method"] == method).sum())
             yield Notice("no-op", f"{part.title}: {method} has nothing to do on {count} of {total} prompts")
+        if part.untimed:
+            count = part.images["prompt"].nunique()
+            yield Notice(
+                "note",
+                f"{part.title}: costs of {part.untimed} of {count} prompts are left out for some methods, which were "
+                f"timed on another machine, device or number of threads than {PLAIN}",
+            )
         for note in part.planned.prompts.notes:
             yield Notice("note", f"{part.title}: {note}")
     for note in results.notes:

@@ -13,6 +13,7 @@ from uuid import uuid4
 import pandas as pd
 from rich.console import Console
 
+from analysis.costs import paired_costs
 from analysis.experiments.experiment import Experiment
 from analysis.plan import PLAIN
 from analysis.running.lost import is_whole, refuse_changed
@@ -39,6 +40,8 @@ class PartResults:
         values: from the view ``picture_values``, on what was scored.
         costs: a row per method and prompt that was timed: method, prompt_id, images, seconds, passes, gradient_passes,
             peak_bytes.
+        untimed: prompts of which costs are left out, as methods were timed on different machines, devices or numbers of
+            threads.
         sets: a row per method and set metric; empty without reference images.
         protocols: of the scores.
         problems: images that could not be scored, and other things to know.
@@ -50,6 +53,7 @@ class PartResults:
     images: pd.DataFrame
     values: pd.DataFrame
     costs: pd.DataFrame
+    untimed: int
     sets: pd.DataFrame
     protocols: tuple[Protocol, ...]
     problems: tuple[Problem, ...]
@@ -134,8 +138,8 @@ def part_results(
             score_pictures(store, references, judged, PLAIN, console, {"device": device})
             sets = set_rows(store, pictures, references, judged)
         values = picture_values(store, report.protocols, methods, PLAIN)
-    costs = _costs(one, ledger)
-    return PartResults(one, file, methods, images, values, costs, sets, report.protocols, report.problems)
+    costs, untimed = _costs(one, ledger)
+    return PartResults(one, file, methods, images, values, costs, untimed, sets, report.protocols, report.problems)
 
 
 def _images(run: Path, one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
@@ -204,11 +208,10 @@ def _traces(run: Path, one: Planned) -> dict[str, Part]:
     return {key: part for key, part in parts.items() if part.path.is_file()}
 
 
-def _costs(one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Return what each method took for a prompt's images, added over its batches.
+def _costs(one: Planned, ledger: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """Return what each method took for a prompt's images, and of how many prompts that is left out, as `paired_costs`.
 
-    Left out are cells of which a batch is missing, whose sum would be too small, those that were traced meanwhile, and
-    prompts without a cell of plain, which there is no ratio to.
+    Cells of which a batch is missing, whose sum would be too small, and those that were traced meanwhile have no costs.
     """
     timed = ledger[~ledger["traced"]].dropna(subset="seconds").drop_duplicates("unit")
     there = set(timed["unit"])
@@ -217,11 +220,4 @@ def _costs(one: Planned, ledger: pd.DataFrame) -> pd.DataFrame:
     ]
     acting = {unit.key: cell.method for cell in whole for unit in cell.units}
     batches = timed[timed["unit"].isin(list(acting))]
-    batches = batches.assign(method=batches["unit"].map(acting))
-    sums = batches.groupby(["method", "prompt_id"], sort=False).agg(
-        images=("images", "sum"), seconds=("seconds", "sum"), passes=("passes", "sum"),
-        gradient_passes=("gradient_passes", "sum"), peak_bytes=("peak_bytes", "max"),
-    )  # fmt: skip
-    sums = pd.DataFrame(sums.reset_index())
-    paired = sums["prompt_id"].isin(sums.loc[sums["method"] == PLAIN, "prompt_id"])
-    return sums.loc[paired].reset_index(drop=True)
+    return paired_costs(batches.assign(method=batches["unit"].map(acting)), PLAIN)

@@ -142,5 +142,11 @@ def test_of_too_many_images_the_page_shows_prompts_spread_over_the_set_and_says_
     assert "12 of 24 images" in text
 
 
+def test_the_page_says_of_how_many_prompts_costs_are_left_out(results):
+    parts = (replace(results.parts[0], untimed=3),)
+    text = publish(replace(shown(results), parts=parts)).read_text()
+    assert "costs of 3 of 4 prompts are left out for some methods, which were timed on another machine" in text
+
+
 def test_every_experiment_shows_only_what_there_is():
     assert {name for experiment in EXPERIMENTS.values() for name in experiment.shows} <= set(SHOWS)
