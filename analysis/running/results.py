@@ -17,9 +17,10 @@ from analysis.costs import paired_costs
 from analysis.experiments.experiment import Experiment
 from analysis.plan import PLAIN
 from analysis.running.lost import is_whole, refuse_changed
+from analysis.running.planning import references
 from analysis.running.units import Cell, Planned, file_name, fitting
 from analysis.running.worker import TRACES
-from analysis.score_folders import chosen_protocols, compares_sets, reference_pictures, score_pictures, set_rows
+from analysis.score_folders import chosen_protocols, compares_sets, score_pictures, set_rows
 from analysis.scoreboard import cells, lacking, pairwise, picture_values, scoreboard
 from metrics.pictures import Picture, Problem
 from metrics.protocols import Protocol
@@ -133,10 +134,10 @@ def part_results(
         refuse_changed(run, store, images)
         sets = pd.DataFrame()
         if reference:
-            references = _references(one, reference)
+            there = references(one, reference)
             judged = [protocol for protocol in report.protocols if compares_sets(protocol)]
-            score_pictures(store, references, judged, PLAIN, console, {"device": device})
-            sets = set_rows(store, pictures, references, judged)
+            score_pictures(store, there, judged, PLAIN, console, {"device": device})
+            sets = set_rows(store, pictures, there, judged)
         values = picture_values(store, report.protocols, methods, PLAIN)
     costs, untimed = _costs(one, ledger)
     return PartResults(one, file, methods, images, values, costs, untimed, sets, report.protocols, report.problems)
@@ -186,20 +187,6 @@ def _pictures(run: Path, one: Planned, images: pd.DataFrame) -> list[Picture]:
         )
         for row in images.itertuples(index=False)
     ]  # fmt: skip
-
-
-def _references(one: Planned, folder: Path) -> list[Picture]:
-    """Return the images of a folder that the prompts' metadata names, or all of them if it names none.
-
-    Raises:
-        ValueError: one that is named is not there.
-    """
-    chosen = {cell.prompt.text for cell in one.cells}
-    named = {str(about["file"]) for text, about in one.prompts.metadata.items() if text in chosen and "file" in about}
-    found = [picture for picture in reference_pictures(folder) if not named or picture.path.name in named]
-    if lacking := sorted(named - {picture.path.name for picture in found}):
-        raise ValueError(f"{folder} must hold the prompts' images, got no {lacking[0]} and {len(lacking) - 1} others")
-    return found
 
 
 def _traces(run: Path, one: Planned) -> dict[str, Part]:

@@ -21,7 +21,7 @@ from analysis.running.how import How, check_device, first_threads, scoring_devic
 from analysis.running.ledger import FAILURES, done, failures, forget_failures, rows_of
 from analysis.running.lost import forget_lost
 from analysis.running.missing import BatchesFailed, Incomplete, incomplete, listed, missing_cells
-from analysis.running.planning import draw_reference, prompts_of, reference_of
+from analysis.running.planning import check_scoring, draw_reference, prompts_of, reference_of
 from analysis.running.results import PartResults, part_results
 from analysis.running.specification import begin, folder_name, specification
 from analysis.running.units import Planned, digest_of, planned
@@ -83,36 +83,23 @@ def run(
         Incomplete: cells are missing that are to be compared, or images are not as they were made; all that could be
             made is there. `BatchesFailed`, which is one, where that is the reason, and of a shard.
         OSError: the run would take more disk than it may, or than there is.
-        FileNotFoundError: a model or an evaluator is not on this machine.
+        FileNotFoundError: a model, an evaluator or a folder of references is not on this machine; nothing is generated
+            then.
         Unfit, WorkersDied: no worker can work, or workers die one after the other; what they had made is there.
     """
     how, console = how or How(), console or Console()
     check_device(how)
     with console.status("loading models and prompts"):
         parts = _planned(experiment, how.data)
-    spec = specification(experiment, parts)
-    folder = Path(out) / folder_name(experiment, spec)
-    asked = first_threads(how)
-    begun = begin(folder, spec, asked)
+        spec = specification(experiment, parts)
+        folder = Path(out) / folder_name(experiment, spec)
+        reference = reference_of(experiment, how.data, folder)
+        check_scoring(experiment, parts, reference)
+    begun = begin(folder, spec, first_threads(how))
     notes = [f"since this run was begun: {change}" for change in begun.changes]
     _tell(console, experiment, folder, parts, notes)
-    if begun.threads != asked:
-        console.print(
-            f"  threads of a worker: {begun.threads}, as in this run's first call; this one would have taken {asked}",
-            highlight=False,
-        )
-    reference = reference_of(experiment, how.data, folder)
     _check_whole(parts, how)
-    jobs = jobs_of(parts, how.shard)
-    keys = {unit.key for job in jobs for unit in job}
-    if how.retry:
-        forget_failures(folder, keys)
-    for line in forget_lost(folder, keys):
-        console.print(f"made again: {line}", style="yellow", markup=False)
-    generate_left(folder, jobs, how, begun.threads, console)
-    failed = {key: facts for key, facts in failures(folder).items() if key in keys}
-    if how.shard and failed and not how.dry:
-        raise BatchesFailed(f"{len(failed)} batches failed; {folder / FAILURES} says why, --retry tries again")
+    failed = _made(folder, parts, how, begun.threads, console)
     if how.dry or how.shard:
         return None
     there = done(folder)
@@ -175,6 +162,26 @@ def _tell(
     for note in notes:
         console.print(f"  beware: {note}", highlight=False)
     console.print(f"  folder {folder}", highlight=False, soft_wrap=True)
+
+
+def _made(
+    folder: Path, parts: Sequence[Planned], how: How, threads: int | None, console: Console
+) -> dict[str, dict[str, object]]:
+    """Make what of this call is not there yet, and return what failed of it, now or before."""
+    if threads != (asked := first_threads(how)):
+        said = f"threads of a worker: {threads}, as in this run's first call; this one would have taken {asked}"
+        console.print(f"  {said}", highlight=False)
+    jobs = jobs_of(parts, how.shard)
+    keys = {unit.key for job in jobs for unit in job}
+    if how.retry:
+        forget_failures(folder, keys)
+    for line in forget_lost(folder, keys):
+        console.print(f"made again: {line}", style="yellow", markup=False)
+    generate_left(folder, jobs, how, threads, console)
+    failed = {key: facts for key, facts in failures(folder).items() if key in keys}
+    if how.shard and failed and not how.dry:
+        raise BatchesFailed(f"{len(failed)} batches failed; {folder / FAILURES} says why, --retry tries again")
+    return failed
 
 
 def _check_whole(parts: Sequence[Planned], how: How) -> None:

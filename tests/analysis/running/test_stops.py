@@ -6,7 +6,7 @@ import pytest
 from small_runs import HERE, changed, folder
 
 from analysis.plan import animal_pairs
-from analysis.running import worker
+from analysis.running import planning, worker
 from analysis.running.ledger import failures
 from analysis.running.missing import BatchesFailed
 from analysis.running.run import How
@@ -58,3 +58,14 @@ def test_a_shard_says_which_of_its_batches_failed_and_tries_no_others_again(smal
     assert len(failures(folder(tmp_path))) == 16
     assert quiet(small, tmp_path, replace(shards[0], retry=True)) is None
     assert 0 < len(failures(folder(tmp_path))) == 16 - len(made) < 16
+
+
+@pytest.mark.parametrize("facts", [{}, {"dry": True}, {"shard": (1, 2)}])
+def test_an_evaluator_that_is_not_here_is_said_before_anything_is_made(facts, small, quiet, monkeypatch, tmp_path):
+    def absent(protocol):
+        raise FileNotFoundError(f"no {protocol.key}")
+
+    monkeypatch.setattr(planning, "evaluator", absent)
+    with pytest.raises(FileNotFoundError, match="no emoji-owlv2"):
+        quiet(small, tmp_path, replace(HERE, **facts))
+    assert not list(tmp_path.iterdir())
