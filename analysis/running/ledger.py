@@ -61,9 +61,14 @@ def write_failure(run: Path, key: str, facts: Mapping[str, Any]) -> None:
     """Note that a unit failed, and why."""
     folder = run / FAILURES
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{key}.{uuid4().hex[:8]}.partial"
-    partial.write_text(json.dumps(dict(facts), indent=1) + "\n", encoding="utf-8")
-    partial.replace(folder / f"{key}.json")
+    write_text(folder / f"{key}.json", json.dumps(dict(facts), indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all; others may write the same."""
+    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def done(run: Path) -> set[str]:

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from analysis.running.ledger import FAILURES
+from analysis.running.ledger import FAILURES, write_text
 from analysis.running.units import Planned, fitting
 
 SHOWN = 10  # missing cells that an error names
+WHOLE_LIST = "missing.txt"  # where all of them are, if they are more
 
 
 class Incomplete(ValueError):
@@ -32,9 +33,12 @@ def missing_cells(one: Planned, there: Collection[str]) -> list[str]:
     return absent
 
 
-def listed(absent: Sequence[str]) -> str:
-    """Return the first of what is missing in a sentence."""
-    more = f" and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+def listed(absent: Sequence[str], folder: Path) -> str:
+    """Return the first of what is missing in a sentence; if there is more, all of it stands in a file of the folder."""
+    more = ""
+    if len(absent) > SHOWN:
+        write_text(folder / WHOLE_LIST, "".join(f"{line}\n" for line in absent))
+        more = f" and {len(absent) - SHOWN} more, all in {folder / WHOLE_LIST}"
     return f"cells are missing: {'; '.join(absent[:SHOWN])}{more}"
 
 
@@ -42,4 +46,4 @@ def incomplete(absent: Sequence[str], folder: Path, failed: bool) -> Incomplete:
     """Return the error that refuses a comparison, or says that some of what was to be compared failed."""
     again = f"; {folder / FAILURES} says why, --retry tries again" if failed else ""
     kind = BatchesFailed if failed else Incomplete
-    return kind(f"{listed(absent)}{again}; --allow-missing compares each method on what it has")
+    return kind(f"{listed(absent, folder)}{again}; --allow-missing compares each method on what it has")

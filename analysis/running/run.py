@@ -20,7 +20,7 @@ from analysis.running.generation import generate_left, jobs_of
 from analysis.running.how import How, check_device, first_threads, scoring_device
 from analysis.running.ledger import FAILURES, done, failures, forget_failures, rows_of
 from analysis.running.lost import forget_lost
-from analysis.running.missing import BatchesFailed, Incomplete, incomplete, listed, missing_cells
+from analysis.running.missing import WHOLE_LIST, BatchesFailed, Incomplete, incomplete, listed, missing_cells
 from analysis.running.planning import check_scoring, draw_reference, prompts_of, reference_of
 from analysis.running.results import PartResults, part_results
 from analysis.running.specification import begin, folder_name, specification
@@ -98,7 +98,7 @@ def run(
     begun = begin(folder, spec, first_threads(how))
     notes = [f"since this run was begun: {change}" for change in begun.changes]
     _tell(console, experiment, folder, parts, notes)
-    _check_whole(parts, how)
+    _check_whole(parts, how, folder)
     failed = _made(folder, parts, how, begun.threads, console)
     if how.dry or how.shard:
         return None
@@ -112,7 +112,7 @@ def run(
     found = [part_results(folder, experiment, one, ledger, reference, device, console) for one in parts]
     unscored = [line for part in found for line in part.unscored]
     if unscored and not how.allow_missing:
-        raise Incomplete(f"{listed(unscored)}; --allow-missing compares each method on what it has")
+        raise Incomplete(f"{listed(unscored, folder)}; --allow-missing compares each method on what it has")
     return RunResults(experiment, folder, digest_of(spec), tuple(found), failed, tuple(notes))
 
 
@@ -184,9 +184,12 @@ def _made(
     return failed
 
 
-def _check_whole(parts: Sequence[Planned], how: How) -> None:
+def _check_whole(parts: Sequence[Planned], how: How, folder: Path) -> None:
     """Refuse a method that can act on some prompts of a part and not on others, before anything is made."""
+    (folder / WHOLE_LIST).unlink(missing_ok=True)  # an earlier call's
     everything = {key for one in parts for key in one.units}
     absent = [line for one in parts for line in missing_cells(one, everything)]
     if absent and not how.allow_missing:
-        raise Incomplete(f"{listed(absent)}; --allow-missing compares each method on the prompts that it can act on")
+        raise Incomplete(
+            f"{listed(absent, folder)}; --allow-missing compares each method on the prompts that it can act on"
+        )

@@ -13,12 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
 from analysis.experiments.experiment import Experiment
-from analysis.running.ledger import rows_of
+from analysis.running.ledger import rows_of, write_text
 from analysis.running.units import Planned, digest_of, fitting
 
 LIBRARIES = ("attnreg", "diffusers", "duckdb", "lpips", "open_clip_torch", "torch", "torch-fidelity", "transformers")
@@ -92,14 +91,14 @@ def begin(run: Path, spec: Mapping[str, Any], threads: int | None) -> Begun:
     known, about, now = run / "spec.json", run / "env.json", environment()
     text = _json(spec)
     if not known.is_file():
-        _write(about, _json(now | ({} if threads is None else {"threads": threads})))
-        _write(known, text)
+        write_text(about, _json(now | ({} if threads is None else {"threads": threads})))
+        write_text(known, text)
     if known.read_text(encoding="utf-8") != text:
         raise ValueError(f"{run} holds a run of another specification; give another folder")
     before = json.loads(about.read_text(encoding="utf-8"))
     if threads is not None and "threads" not in before:
         before |= {"threads": _usual_threads(run) or threads}
-        _write(about, _json(before))
+        write_text(about, _json(before))
     return Begun(None if threads is None else before["threads"], tuple(_changes(before, now)))
 
 
@@ -130,13 +129,6 @@ def _code() -> str:
 
 def _json(facts: Mapping[str, Any]) -> str:
     return json.dumps(facts, indent=1, sort_keys=True, default=str) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, whole or not at all; others may write the same."""
-    partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _version(name: str) -> str:

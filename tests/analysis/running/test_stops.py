@@ -6,7 +6,7 @@ import pytest
 from small_runs import HERE, changed, folder
 
 from analysis.plan import animal_pairs
-from analysis.running import planning, worker
+from analysis.running import missing, planning, worker
 from analysis.running.ledger import failures
 from analysis.running.missing import BatchesFailed
 from analysis.running.run import How
@@ -69,3 +69,18 @@ def test_an_evaluator_that_is_not_here_is_said_before_anything_is_made(facts, sm
     with pytest.raises(FileNotFoundError, match="no emoji-owlv2"):
         quiet(small, tmp_path, replace(HERE, **facts))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_long_list_of_missing_cells_is_whole_in_a_file(small, quiet, monkeypatch, tmp_path):
+    monkeypatch.setattr(worker, "IN_A_ROW", 99)
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "generate", lambda *_: 1 / 0)
+        patch.setattr(missing, "SHOWN", 2)
+        with pytest.raises(BatchesFailed, match=r"missing: pairs: plain on .* and 7 more, all in .*missing\.txt; "):
+            quiet(small, tmp_path)
+    file = folder(tmp_path) / "missing.txt"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 9
+    assert lines[-1] == "pairs: syngen on 'a frog and a chair'"
+    quiet(small, tmp_path, replace(HERE, retry=True))
+    assert not file.exists()
