@@ -35,7 +35,9 @@ def run_command(
     dry: Annotated[bool, typer.Option("--dry-run", help="Show the plan, time a few images, say what is left.")] = False,
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes; by default one a core or graphics card; 0: none but this.", min=0),
+        typer.Option(
+            help="Processes; by default one a core or graphics card, of the cluster with Ray; 0: none but this.", min=0
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where models run.")] = "cpu",
     engine: Annotated[On, typer.Option(help="Processes of this machine, or a Ray cluster that is there.")] = On.LOCAL,

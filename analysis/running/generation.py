@@ -42,7 +42,7 @@ def generate_left(folder: Path, jobs: Sequence[Job], how: How, threads: int | No
     left = [unit for job in jobs for unit in job]
     if how.dry:
         jobs = [(unit,) for unit in first_units(left)]
-    workers = workers_of(how, threads)
+    workers = workers_of(how, threads) if jobs else 1  # a cluster is asked only if there is something to do
     setup = Setup(folder.resolve(), how.device, threads)  # workers may be in another folder
 
     def check(waiting: Sequence[Unit]) -> None:

@@ -20,7 +20,8 @@ class How:
     and in this process what torch is set to.
 
     Attributes:
-        workers: processes; 0 to work in this one, None for one a core, or one a graphics card.
+        workers: processes; 0 to work in this one, None for as many as there are cores for, or graphics cards, on this
+            machine or the cluster.
         device: where models run; "cuda" deals the cards out to the workers.
         engine: "local", or "ray" on a cluster that is there.
         address: of the Ray cluster.
@@ -93,9 +94,18 @@ def first_threads(how: How) -> int | None:
 
 
 def workers_of(how: How, threads: int | None) -> int:
-    """Return how many processes work beside this one, with so many threads each; 0 for none."""
+    """Return how many processes work beside this one, with so many threads each; 0 for none.
+
+    Raises:
+        ImportError: Ray is to do the work and is not installed.
+        ValueError: its cluster has no room for a worker.
+    """
     if how.workers is not None:
         return max(how.workers, 1) if how.engine == "ray" else how.workers
+    if how.engine == "ray":
+        from analysis.running.ray_engine import room
+
+        return room(how.address, how.device, threads)
     if how.device.startswith("cuda"):
         return max(torch.cuda.device_count(), 1)
     return max(1, (os.cpu_count() or 1) // (threads or 1))

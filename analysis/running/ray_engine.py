@@ -6,8 +6,9 @@ Conventions: the run's folder is on a disk that all machines see, under the same
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 from analysis.running.engines import Engine, deal
@@ -32,29 +33,69 @@ def on_ray(workers: int, address: str = "auto") -> Engine:
         ImportError: Ray is not installed.
         ValueError: there is to be no worker.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("the engine 'ray' needs Ray: pip install 'attnreg[ray]'") from error
+    ray = _ray()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
 
     def engine(jobs: Sequence[Job], setup: Setup, tick: Callable[[], None]) -> None:
-        began = not ray.is_initialized()
-        if began:
-            ray.init(address=address, log_to_driver=False)
         needs = needs_of(setup.device, setup.threads)
-        actor = ray.remote(**needs)(Worker)
-        seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
-        try:
-            deal(seats, jobs, setup.run, telling(ray, seats, needs, tick))
-        finally:
-            for seat in seats:  # also those that the cluster never had room for
-                ray.kill(seat.handle)
-            if began:
-                ray.shutdown()
+        with _connected(ray, address):
+            actor = ray.remote(**needs)(Worker)
+            seats = [_Actor(ray, lambda: actor.remote(setup)) for _ in range(min(workers, len(jobs)))]
+            try:
+                deal(seats, jobs, setup.run, telling(ray, seats, needs, tick))
+            finally:
+                for seat in seats:  # also those that the cluster never had room for
+                    ray.kill(seat.handle)
 
     return engine
+
+
+def room(address: str, device: str, threads: int | None) -> int:
+    """Return how many workers a cluster has room for when nothing else runs on it.
+
+    Args:
+        address: of the cluster; "local" begins one on this machine.
+        device: where models run.
+        threads: of a worker on the CPU.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ValueError: there is room for none.
+    """
+    ray = _ray()
+    with _connected(ray, address):
+        there = ray.cluster_resources()
+    ((needed, each),) = needs_of(device, threads).items()
+    kind = {"num_gpus": "GPU", "num_cpus": "CPU"}[needed]
+    count = int(there.get(kind, 0) // each)
+    if count < 1:
+        raise ValueError(
+            f"workers must be given for a cluster without room for one, got {there.get(kind, 0):g} {kind}, where each "
+            f"needs {each}"
+        )
+    return count
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("the engine 'ray' needs Ray: pip install 'attnreg[ray]'") from error
+    return ray
+
+
+@contextmanager
+def _connected(ray: Any, address: str) -> Iterator[None]:
+    """Have a connection to the cluster: one that is there already, or one for this block."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(address=address, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def needs_of(device: str, threads: int | None) -> dict[str, int]:

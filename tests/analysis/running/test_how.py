@@ -1,9 +1,11 @@
 """On which device, by whom, with how many threads."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from analysis.running import ray_engine
 from analysis.running.how import How, check_device, first_threads, scoring_device, workers_of
 from analysis.running.ledger import write_unit
 from analysis.running.specification import Begun, begin
@@ -54,3 +56,33 @@ def test_a_run_that_does_not_say_so_has_the_threads_of_its_batches(tmp_path):
     begin(tmp_path, {}, None)
     write_unit(tmp_path, "a", [{"unit": "a", "seed": 0, "device": "cpu", "threads": 3}])
     assert begin(tmp_path, {}, 1).threads == 3
+
+
+class Ray(SimpleNamespace):
+    """A cluster with two cards and eight cores, to which nobody is connected."""
+
+    connected = False
+
+    def is_initialized(self):
+        return self.connected
+
+    def init(self, address, log_to_driver):
+        self.connected = True
+
+    def cluster_resources(self):
+        assert self.connected
+        return {"CPU": 8.0, "GPU": 2.0}
+
+    def shutdown(self):
+        self.connected = False
+
+
+def test_a_cluster_says_for_how_many_workers_it_has_room(monkeypatch):
+    ray = Ray()
+    monkeypatch.setattr(ray_engine, "_ray", lambda: ray)
+    assert workers_of(How(engine="ray"), 1) == 8
+    assert workers_of(How(engine="ray"), 3) == 2
+    assert workers_of(How(engine="ray", device="cuda"), None) == 2
+    assert not ray.connected
+    with pytest.raises(ValueError, match="a cluster without room for one, got 8 CPU, where each needs 9"):
+        workers_of(How(engine="ray"), 9)
