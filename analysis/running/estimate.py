@@ -25,6 +25,7 @@ class Estimate:
         seconds: of all workers together, with as many as asked; None where no image is timed yet.
         image_bytes: of images to be written.
         trace_bytes: of traces to be written.
+        merged_bytes: of copies of all traces in the parts' own files, as far as they are not there yet.
     """
 
     units: int
@@ -32,6 +33,12 @@ class Estimate:
     seconds: float | None
     image_bytes: int
     trace_bytes: int
+    merged_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all that is to be written."""
+        return self.image_bytes + self.trace_bytes + self.merged_bytes
 
 
 def estimate(run: Path, rows: pd.DataFrame, left: Sequence[Unit], workers: int) -> Estimate:
@@ -53,13 +60,24 @@ def estimate(run: Path, rows: pd.DataFrame, left: Sequence[Unit], workers: int) 
         seconds = float(np.sum(each)) / workers if each else 0.0
     sizes = [size for path in rows["image"].head(200) if (size := size_of(run / path))]
     traced = [unit for unit in left if unit.capture is not None]
+    trace_bytes = int(_mean_size((run / TRACES).glob("*.duckdb")) * len(traced))
     return Estimate(
         len(left),
         images,
         seconds,
         int(np.mean(sizes) * images) if sizes else 0,
-        int(_mean_size((run / TRACES).glob("*.duckdb")) * len(traced)),
+        trace_bytes,
+        _unmerged(run, trace_bytes),
     )
+
+
+def _unmerged(run: Path, coming: int) -> int:
+    """Return how much larger all traces, those to come included, are than the files that they are brought together in.
+
+    Those hold scores too, which are small beside traces.
+    """
+    there = sum(size_of(file) for file in (run / TRACES).glob("*.duckdb") if file.name[0] != ".")
+    return max(0, there + coming - sum(map(size_of, run.glob("*.duckdb"))))
 
 
 def size_of(path: Path) -> int:

@@ -65,7 +65,7 @@ def _tell_left(folder: Path, left: Sequence[Unit], workers: int, console: Consol
     expected = estimate(folder, rows_of(folder), [unit for unit in left if unit.key not in there], workers)
     console.print(
         f"left: {expected.images} images in {expected.units} batches, about {in_words(expected.seconds)} with "
-        f"{workers} workers, {(expected.image_bytes + expected.trace_bytes) / 1e6:.0f} MB",
+        f"{workers} workers, {expected.bytes / 1e6:.0f} MB",
         highlight=False,
     )
 
@@ -73,11 +73,12 @@ def _tell_left(folder: Path, left: Sequence[Unit], workers: int, console: Consol
 def check_disk(folder: Path, left: Sequence[Unit], how: How) -> None:
     """Refuse to go on with what would not fit, judged by the images and traces that are there.
 
+    Traces count twice: when all is made they are copied into one file, which this looks ahead to.
+
     Raises:
         OSError: more is needed than the run may take, or than the disk has.
     """
-    needed = estimate(folder, rows_of(folder), left, 1)
-    more = needed.image_bytes + needed.trace_bytes
+    more = estimate(folder, rows_of(folder), left, 1).bytes
     there = sum(map(size_of, folder.rglob("*")))
     asked = f"the run has {there / 1e9:.2f} GB and needs about {more / 1e9:.2f} more"
     if how.disk is not None and there + more > how.disk:

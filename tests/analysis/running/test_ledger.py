@@ -63,7 +63,7 @@ def test_the_time_left_is_by_each_methods_own_median(small, tiny_pipe, tmp_path)
         facts = {"part": "pairs", "method": unit.name, "seconds": seconds}
         write_unit(tmp_path, unit.key, rows(unit.key, **facts))
     left = estimate(tmp_path, rows_of(tmp_path), units[3:], workers=2)
-    assert (left.units, left.images, left.image_bytes, left.trace_bytes) == (3, 6, 600, 0)
+    assert (left.units, left.images, left.image_bytes, left.trace_bytes, left.bytes) == (3, 6, 600, 0, 600)
     assert left.seconds == (10 + 4 + 10) / 2
     assert estimate(tmp_path, rows_of(tmp_path).head(0), units, 1).seconds is None
     assert [unit.name for unit in first_units(units)] == ["plain", "regulation"]
@@ -87,7 +87,10 @@ def test_sizes_are_of_whole_files_and_what_vanishes_has_none(small, tiny_pipe, t
     (tmp_path / "traces").mkdir()
     (tmp_path / "traces" / "a.duckdb").write_bytes(b"1" * 50)
     (tmp_path / "traces" / ".b.77.duckdb").write_bytes(b"1" * 900)
-    assert estimate(tmp_path, rows_of(tmp_path), traced, 1).trace_bytes == 100
+    left = estimate(tmp_path, rows_of(tmp_path), traced, 1)
+    assert (left.trace_bytes, left.merged_bytes, left.bytes) == (100, 150, 250)
+    (tmp_path / "pairs.duckdb").write_bytes(b"1" * 120)  # most of it is copied already
+    assert estimate(tmp_path, rows_of(tmp_path), traced, 1).merged_bytes == 30
     gone = tmp_path / "gone.duckdb"
     monkeypatch.setattr(type(gone), "is_file", lambda path: True)  # renamed between the two questions
     assert size_of(gone) == 0

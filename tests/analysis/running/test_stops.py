@@ -11,6 +11,7 @@ from analysis.running.ledger import failures
 from analysis.running.missing import BatchesFailed
 from analysis.running.run import How
 from analysis.running.worker import Unfit
+from tracer.capture import Capture
 
 
 def test_a_model_that_no_worker_can_load_is_no_batchs_failure(small, quiet, made, monkeypatch, tmp_path):
@@ -84,3 +85,13 @@ def test_a_long_list_of_missing_cells_is_whole_in_a_file(small, quiet, monkeypat
     assert lines[-1] == "pairs: syngen on 'a frog and a chair'"
     quiet(small, tmp_path, replace(HERE, retry=True))
     assert not file.exists()
+
+
+def test_the_copies_of_traces_count_before_they_are_made(small, quiet, tmp_path):
+    kept = Capture(precision="none", tokens="targets")
+    traced = changed(small, traced={"plain": kept})
+    assert quiet(traced, tmp_path, replace(HERE, shard=(1, 1))) is None
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    with pytest.raises(OSError, match=r"the run has .* GB and needs about .* more; --disk allows"):
+        quiet(traced, tmp_path, replace(HERE, disk=size + 1000))
+    assert not list(folder(tmp_path).glob("*.duckdb"))
