@@ -7,11 +7,13 @@ after batch fails, gives up: that is no batch's failure, and others may fare bet
 
 import os
 import platform
+import shutil
 import time
 import traceback
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from diffusers import DiffusionPipeline
@@ -21,6 +23,7 @@ from analysis.running.units import Job, Unit
 from metrics.machine import Timing, counting, timed
 from regulate import Request, generate
 from regulate.generate import Generated
+from tracer.database import TraceBusy
 from tracer.models import load_pipeline
 from tracer.pictures import write_image
 from tracer.sites import denoiser
@@ -140,14 +143,28 @@ def _draft(run: Path, key: str) -> Path:
     """Return where a unit's trace is written, with nothing left there of a worker that was killed."""
     folder = run / TRACES
     folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{key}.{os.getpid()}.duckdb"
-    for old in folder.glob(f".{key}.*"):
-        old.unlink()
-    return draft
+    for name in {path.name.partition(".duckdb")[0] for path in folder.glob(f".{key}.*")}:
+        if not _is_written(folder / f"{name}.duckdb"):
+            for old in folder.glob(f"{name}.*"):
+                shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    return folder / f".{key}.{uuid4().hex[:8]}.duckdb"
+
+
+def _is_written(draft: Path) -> bool:
+    """Return whether a process has a trace open: another call may be making the same unit, on another machine."""
+    try:
+        with Store.open(draft):
+            return False
+    except TraceBusy:
+        return True
+    except Exception:  # whatever a file that was cut short makes of DuckDB
+        return False
 
 
 def _finish(draft: Path, made: Generated, paths: list[str]) -> None:
     """Note in a trace where its images lie, and put it in its place."""
+    if not draft.is_file():  # an empty one would be made
+        raise FileNotFoundError(f"{draft} was taken away while the images were made")
     with Store.create(draft) as store:
         named = enumerate(zip(made.sha256, paths, strict=True))
         store.add_images(made.run_id or 1, dict(named))

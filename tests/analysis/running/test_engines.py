@@ -13,11 +13,14 @@ import pytest
 import small_runs
 import torch
 
+from analysis.running import worker
 from analysis.running.engines import WorkersDied, deal, here, local, on_card
 from analysis.running.ledger import done, failures, left_of, rows_of, write_failure, write_unit
 from analysis.running.ray_engine import PATIENCE, on_ray, telling
 from analysis.running.run import How
 from analysis.running.worker import Setup, Unfit
+from tracer.capture import Capture
+from tracer.store import Store
 
 
 class Dead(Exception):
@@ -249,3 +252,33 @@ def test_a_cluster_without_room_is_told_of_once_and_one_whose_worker_began_is_no
     seat.ready = Future()  # it died, and another one is waited for
     begun()
     assert len(caplog.messages) == 1
+
+
+def traced(unit):
+    return (replace(unit, key="k", capture=Capture(precision="none", tokens="targets")),)
+
+
+def test_of_unfinished_traces_those_go_that_nobody_writes(unit, tmp_path):
+    traces = tmp_path / "traces"
+    traces.mkdir()
+    (traces / ".k.dead.duckdb").write_bytes(b"half a trace")
+    (traces / ".k.dead.duckdb.tmp").mkdir()
+    with Store.create(traces / ".k.live.duckdb"):
+        here([traced(unit)], Setup(tmp_path), lambda: None)
+        assert {path.name.split(".duckdb")[0] for path in traces.iterdir()} == {".k.live", "k"}
+    assert not failures(tmp_path)
+
+
+def test_a_trace_that_was_taken_away_meanwhile_is_no_empty_one(unit, monkeypatch, tmp_path):
+    original = worker.generate
+
+    def robbed(*given):
+        made = original(*given)
+        for draft in (tmp_path / "traces").iterdir():
+            draft.unlink()
+        return made
+
+    monkeypatch.setattr(worker, "generate", robbed)
+    here([traced(unit)], Setup(tmp_path), lambda: None)
+    assert "was taken away while the images were made" in failures(tmp_path)["k"]["error"]
+    assert not list((tmp_path / "traces").glob("k.duckdb"))
