@@ -174,12 +174,13 @@ def main() -> int:
         out.mkdir()
         seconds = whole(reference, options.workers)
         print(f"a run that nobody kills: {seconds:.0f} s")
+        latest = seconds * (0.4 if options.workers else 0.2)  # workers of their own take as long again to begin
         cut: list[list[str]] = []
         for _ in range(options.kills):
             before, killed = len(lines_of(out / "begun")), False
             with started(out, options.workers) as process:
                 try:
-                    process.wait(chance.uniform(0.1, 0.2 * seconds))
+                    process.wait(chance.uniform(0.1, latest))
                 except subprocess.TimeoutExpired:
                     killed = True
             if killed:  # and dead by now

@@ -120,7 +120,7 @@ def results_of(path: Path) -> RunResults:
     prompts = PromptSet("made-up", "made up", (Prompt("p0", "prompt 0", (), "made up"),))
     part = Part("made-up", "made up", prompts.prompts, dict.fromkeys(METHODS, Method()), tuple(range(SEEDS)))
     planned, costs = Planned(part, prompts, ("emoji", ""), ()), pd.DataFrame(columns=list(COSTS))
-    found = PartResults(planned, path, METHODS, images, values, costs, pd.DataFrame(), protocols, ())
+    found = PartResults(planned, path, METHODS, images, values, costs, 0, pd.DataFrame(), protocols, ())
     experiment = Experiment("made-up", "How long does it take?", (part,), ())
     return RunResults(experiment, path.parent, "", (found,), {}, ())
 
