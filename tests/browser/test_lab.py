@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -114,10 +115,12 @@ def test_a_notebook_runs_in_the_lab_and_says_what_was_committed(tab, lab, path, 
     committed = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     compared = 0
     for cell, found in zip(committed, outputs, strict=True):
-        if "same" in cell.metadata.get("tags", []):
-            expected = [out["data"]["text/plain"] for out in cell.outputs if "data" in out]
-            texts = [out["data"]["text/plain"] for out in found if "data" in out]
-            assert ["".join(text) for text in texts] == ["".join(text) for text in expected]
+        for tag in {"same", "alike"} & set(cell.metadata.get("tags", [])):
+            texts, expected = (
+                ["".join(out["data"]["text/plain"]) for out in outputs if "data" in out]
+                for outputs in (found, cell.outputs)
+            )
+            assert (texts == expected) if tag == "same" else [*map(words, texts)] == [*map(words, expected)]
             compared += 1
     assert compared
     assert not errors(tab, lab)
@@ -127,6 +130,11 @@ def test_a_notebook_runs_in_the_lab_and_says_what_was_committed(tab, lab, path, 
         assert not errors(tab, lab)
         hears_an_error(tab, lab)
     tab.run(f"{PANEL}.context.save().then(() => {PANEL}.sessionContext.shutdown()).then(() => true)")
+
+
+def words(text: str) -> list[str]:
+    """Return what a text says but for its numbers: images, and so rates, depend on the processor."""
+    return re.sub(r"-?\d+\.\d+", "0.0", text).split()
 
 
 def errors(tab, lab: str) -> list[str]:

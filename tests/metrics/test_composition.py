@@ -223,10 +223,13 @@ def test_clip_takes_the_colour_whose_three_texts_are_nearest(untrained_clip):
         ways = f"a photo of a {colour} car", f"a photo of a {colour}-colored car", f"a photo of a {colour} object"
         mean = embed_texts(untrained_clip, ways).mean(0)
         nearness.append(images @ mean / mean.norm())
-    expected = [COLOURS[index] for index in torch.stack(nearness).argmax(0)]
+    of_colour = dict(zip(COLOURS, torch.stack(nearness), strict=True))
+    nearest = torch.stack(nearness).amax(0)
     colour_of = clip_colours(untrained_clip)
-    assert [colour_of(crop, "car") for crop in crops] == expected
-    assert len(set(expected)) > 1  # it does answer to what it is shown
+    found = [colour_of(crop, "car") for crop in crops]
+    assert len(set(found)) > 1  # it does answer to what it is shown
+    for row, colour in enumerate(found):  # one of them may be as near as another to a machine
+        assert of_colour[colour][row] == pytest.approx(float(nearest[row]), abs=1e-5)
     fewer = clip_colours(untrained_clip, ("white", "black"))
     assert {fewer(crop, "car") for crop in crops} <= {"white", "black"}
 
