@@ -32,7 +32,7 @@ def small(model: str) -> Experiment:
 def eight(model: str) -> Experiment:
     """Return eight prompts, with a method that moves latents by gradients: long enough to be interrupted."""
     one = small(model)
-    methods = {**one.parts[0].methods, "attend": METHODS["attend-and-excite-fixed"]}
+    methods = {**one.parts[0].methods, "attend": replace(METHODS["attend-and-excite-fixed"], refine_at=())}
     return changed(one, prompts=animal_pairs()[:8], steps=6, methods=methods)
 
 
