@@ -87,7 +87,7 @@ class Balance(Method):
         layers: as `AttentionRegulation` has them.
         until: share of the steps that are edited.
         rounds: of the search for the constants, each of which adds what log m still lacks. If targets had hardly any
-            attention, one would do; with six a strength of 1 leaves shares of 0.505 and 0.495 in the emoji world.
+            attention, one would do; with six a strength of 1 leaves shares of 0.506 and 0.494 in the emoji world.
     """
 
     name: ClassVar[str] = "balance"

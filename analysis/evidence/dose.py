@@ -1,8 +1,8 @@
 """Does dominance cause what is missing? One edit at several strengths, from the same noise.
 
 Dominance and mass are taken of the maps that the network was made to use, and dominance also of those that it computed
-itself, each the mean over layers and steps. An edit that moves dominance and leaves the mass alone (`Balance`) asks
-about dominance; one that moves the mass and leaves dominance alone (`Boost`) is its control.
+itself, each the mean over layers and steps. An edit that moves dominance and hardly the mass (`Balance`) asks about
+dominance; one that moves the mass and dominance less (`Boost`) is its control.
 
 Conventions: intervals over prompts, as in `analysis.evidence.statistics`. Strength 0 is the unedited model.
 """

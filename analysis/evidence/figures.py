@@ -253,7 +253,7 @@ def _label_left(panels: dict[str, Axes], label: str) -> None:
 
 def _finished(figure: Figure, first: Axes, caption: str) -> Figure:
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)), frameon=False)
     figure.supxlabel(caption, fontsize=7, color="0.35")
     return figure
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from analysis.running.ledger import FAILURES, write_text
 from analysis.running.units import Planned, fitting
+from analysis.scoreboard import SHOWN
 
-SHOWN = 10  # missing cells that an error names
 WHOLE_LIST = "missing.txt"  # where all of them are, if they are more
 
 

@@ -465,6 +465,16 @@ def test_the_panels_of_seven_layers_cover_nothing():
             assert -0.5 <= box.x0 < box.x1 <= figure.bbox.x1 + 0.5
 
 
+def test_the_legend_of_pointing_lies_inside_the_figure():
+    places = pd.MultiIndex.from_product([range(4), LAYERS], names=["step", "layer"]).to_frame(index=False)
+    ends = {f"{measure}{end}": 0.3 for measure in pointing.MEASURES for end in ("", "_low", "_high")}
+    figure = figures.pointing_over_steps(places.assign(**ends), "n")
+    figure.draw_without_rendering()
+    area = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].get_texts()) == len(pointing.MEASURES)
+    assert figure.bbox.x0 <= area.x0 < area.x1 <= figure.bbox.x1
+
+
 def test_layers_have_short_names():
     assert figures.short_layer("up_blocks.1.attentions.0.transformer_blocks.0.attn2") == "up 1.0"
     assert figures.short_layer("mid_block.attentions.0.transformer_blocks.0.attn2") == "mid 0"
